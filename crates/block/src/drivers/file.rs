@@ -1,0 +1,272 @@
+//! `file` and `host_device`: an image that is byte for byte a file or a block device of the host. It must never open
+//! what another process holds for writing, nor write what it only holds for reading.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use diskfuse_ring::Buf;
+use parking_lot::Mutex;
+
+use crate::error::{Error, Result};
+use crate::host::{Aio, HostFile, HostKind, Options};
+use crate::lock::{ImageLock, Locking};
+use crate::node::{Access, BlockStatus, Extent, Limits, LocalFuture, Node, Resize, Zeroes};
+use crate::permissions::Permissions;
+use crate::{SECTOR, check_range};
+
+/// What to do with space that is not needed any more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Discard {
+    /// Keep it.
+    #[default]
+    Ignore,
+    /// Give it back to the host.
+    Unmap,
+}
+
+/// What to do with a write of nothing but zeroes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DetectZeroes {
+    /// Write it.
+    #[default]
+    Off,
+    /// Let the host zero the range.
+    On,
+    /// The same, and give the space back if `discard=unmap`.
+    Unmap,
+}
+
+/// How to open an image file.
+#[derive(Clone, Debug, Default)]
+pub struct FileConfig {
+    /// Where it is.
+    pub filename: PathBuf,
+    /// Who moves the bytes.
+    pub aio: Aio,
+    /// `cache.direct`: bypass the page cache.
+    pub direct: bool,
+    /// `cache.no-flush`: never ask for stable storage.
+    pub no_flush: bool,
+    /// Open it for reading only.
+    pub read_only: bool,
+    /// Open it for reading only if writing is not permitted.
+    pub auto_read_only: bool,
+    /// What discarding does.
+    pub discard: Discard,
+    /// What writing zeroes does.
+    pub detect_zeroes: DetectZeroes,
+    /// Image locks.
+    pub locking: Locking,
+}
+
+/// An image file or block device.
+pub struct FileNode {
+    host: HostFile,
+    driver: &'static str,
+    discard: Discard,
+    detect_zeroes: DetectZeroes,
+    lock: ImageLock,
+    /// Whether anybody uses it. Written by the graph only.
+    used: Mutex<bool>,
+}
+
+/// Opens a regular file. The message of an error names the file and what to do.
+pub fn open_file(config: &FileConfig) -> Result<Arc<FileNode>> {
+    open(config, HostKind::Regular, "file")
+}
+
+/// Opens a block device.
+pub fn open_host_device(config: &FileConfig) -> Result<Arc<FileNode>> {
+    open(config, HostKind::Device, "host_device")
+}
+
+fn open(config: &FileConfig, kind: HostKind, driver: &'static str) -> Result<Arc<FileNode>> {
+    let host = HostFile::open(&Options {
+        path: config.filename.clone(),
+        kind,
+        aio: config.aio,
+        direct: config.direct,
+        no_flush: config.no_flush,
+        read_only: config.read_only,
+        auto_read_only: config.auto_read_only,
+    })?;
+    let lock = ImageLock::new(host.fd().clone(), host.path().to_owned(), config.locking);
+    let node = FileNode {
+        host,
+        driver,
+        discard: config.discard,
+        detect_zeroes: config.detect_zeroes,
+        lock,
+        used: Mutex::new(false),
+    };
+    node.set_permissions(Permissions::NONE, Permissions::ALL)?;
+    Ok(Arc::new(node))
+}
+
+impl FileNode {
+    /// The open file itself.
+    pub fn host(&self) -> &HostFile {
+        &self.host
+    }
+
+    fn check(&self, offset: u64, len: u64) -> Result<()> {
+        check_range(self.size(), offset, len)
+            .map_err(|error| Error::new(error.kind(), format!("'{}': {error}", self.host.path())))
+    }
+
+    fn may_unmap(&self, how: Zeroes) -> bool {
+        how == Zeroes::MayUnmap && self.discard == Discard::Unmap
+    }
+
+    async fn write_now(&self, offset: u64, buf: Buf) -> (Result<()>, Buf) {
+        let len = buf.len() as u64;
+        if let Err(error) = self.check(offset, len) {
+            return (Err(error), buf);
+        }
+        if self.detect_zeroes == DetectZeroes::Off || !is_zero(buf.as_slice()) {
+            return self.host.write(offset, buf).await;
+        }
+        let how = match self.detect_zeroes {
+            DetectZeroes::Unmap => Zeroes::MayUnmap,
+            DetectZeroes::On | DetectZeroes::Off => Zeroes::Keep,
+        };
+        (self.zero(offset, len, how).await, buf)
+    }
+
+    async fn zero(&self, offset: u64, len: u64, how: Zeroes) -> Result<()> {
+        self.check(offset, len)?;
+        let range = offset..offset + len;
+        self.host.write_zeroes(range, self.may_unmap(how)).await
+    }
+}
+
+/// Whether there is nothing but zeroes. Looks at the ends first: most data differ there at once.
+fn is_zero(bytes: &[u8]) -> bool {
+    let (words, rest) = bytes.as_chunks::<64>();
+    let ends = [bytes.first(), bytes.last()];
+    ends.iter().flatten().all(|&&b| b == 0)
+        && words
+            .iter()
+            .all(|w| w.iter().fold(0, |all, b| all | b) == 0)
+        && rest.iter().all(|&b| b == 0)
+}
+
+impl Node for FileNode {
+    fn driver(&self) -> &'static str {
+        self.driver
+    }
+
+    fn size(&self) -> u64 {
+        // The kernel's file sizes are far below the overflow.
+        self.host.size().next_multiple_of(SECTOR)
+    }
+
+    fn read_only(&self) -> bool {
+        self.host.read_only()
+    }
+
+    fn limits(&self) -> Limits {
+        Limits {
+            request_alignment: self.host.alignment().offset,
+            size_alignment: 1,
+        }
+    }
+
+    fn allocated(&self) -> u64 {
+        self.host.allocated()
+    }
+
+    fn filename(&self) -> Option<String> {
+        Some(self.host.path().to_owned())
+    }
+
+    fn resolve(&self, access: Access, offset: u64, len: u64) -> Extent<'_> {
+        let work = access == Access::Write
+            && (self.host.read_only() || self.detect_zeroes != DetectZeroes::Off);
+        if work || check_range(self.size(), offset, len).is_err() {
+            return Extent::Work { len };
+        }
+        Extent::Host {
+            file: &self.host,
+            offset,
+            len,
+        }
+    }
+
+    fn read(&self, offset: u64, buf: Buf) -> LocalFuture<'_, (Result<()>, Buf)> {
+        match self.check(offset, buf.len() as u64) {
+            Ok(()) => Box::pin(self.host.read(offset, buf)),
+            Err(error) => Box::pin(std::future::ready((Err(error), buf))),
+        }
+    }
+
+    fn write(&self, offset: u64, buf: Buf) -> LocalFuture<'_, (Result<()>, Buf)> {
+        Box::pin(self.write_now(offset, buf))
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, how: Zeroes) -> LocalFuture<'_, Result<()>> {
+        Box::pin(self.zero(offset, len, how))
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> LocalFuture<'_, Result<()>> {
+        Box::pin(async move {
+            self.check(offset, len)?;
+            match self.discard {
+                Discard::Ignore => Ok(()),
+                Discard::Unmap => self.host.discard(offset..offset + len).await,
+            }
+        })
+    }
+
+    fn flush(&self) -> LocalFuture<'_, Result<()>> {
+        Box::pin(self.host.flush())
+    }
+
+    fn resize(&self, size: u64, how: Resize, preallocate: bool) -> LocalFuture<'_, Result<()>> {
+        Box::pin(self.host.resize(size, how, preallocate))
+    }
+
+    fn block_status(&self, offset: u64, len: u64) -> LocalFuture<'_, Result<BlockStatus>> {
+        Box::pin(async move {
+            self.check(offset, len)?;
+            self.host.status(offset, len).await
+        })
+    }
+
+    /// Beside whoever uses it, no other process may write or resize it; inside the process the graph decides that.
+    fn set_permissions(&self, used: Permissions, shared: Permissions) -> Result<()> {
+        let mut was_used = self.used.lock();
+        let is_used = !used.is_empty();
+        if is_used {
+            let alone = Permissions::WRITE | Permissions::RESIZE;
+            self.lock.hold(used, !shared | alone)?;
+        } else {
+            self.lock
+                .hold(Permissions::CONSISTENT_READ, Permissions::NONE)?;
+        }
+        if is_used && !*was_used {
+            self.host.refresh_size()?;
+        }
+        *was_used = is_used;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_zero;
+
+    #[test]
+    fn one_bit_anywhere_is_not_zero() {
+        for len in [1, 63, 64, 65, 4096, 4099] {
+            let mut bytes = vec![0; len];
+            assert!(is_zero(&bytes));
+            for at in [0, len / 2, len - 1] {
+                bytes[at] = 0x80;
+                assert!(!is_zero(&bytes), "{at} of {len}");
+                bytes[at] = 0;
+            }
+        }
+        assert!(is_zero(&[]));
+    }
+}

@@ -1,0 +1,81 @@
+//! What can go wrong with a disk. For a person: what failed, on which file and where, and what to do. For the kernel:
+//! the errno that belongs to it.
+
+use std::io;
+
+use diskfuse_ring::Reason;
+
+/// The stable part of an error: what callers decide by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The host's answer, as it was.
+    Os(i32),
+    /// The image holds something that it must not; it is kept as it is.
+    Corrupt,
+    /// The node, or what is below it, cannot be written.
+    ReadOnly,
+    /// An argument that this node can never serve (a size, an offset).
+    Invalid,
+    /// This node has no such operation.
+    Unsupported,
+    /// Somebody else holds it.
+    Busy,
+    /// There is no such node.
+    NotFound,
+    /// There is one by that name already.
+    Exists,
+    /// The loop that should do the work is gone.
+    Ended,
+}
+
+/// One error type for all disks: a kind for programs, a sentence for people, and the source.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Error {
+    kind: Kind,
+    message: String,
+    source: Option<io::Error>,
+}
+
+impl Error {
+    /// An error with a sentence of its own.
+    pub fn new(kind: Kind, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            message: message.into(),
+            source: None,
+        }
+    }
+
+    /// The host refused something: `what` names the operation, the file and the place, for example
+    /// `read 4096 bytes at 8192 of 'vm.raw'`.
+    pub fn os(what: impl std::fmt::Display, source: io::Error) -> Self {
+        Self {
+            kind: Kind::Os(source.raw_os_error().unwrap_or(libc::EIO)),
+            message: format!("{what}: {}", Reason(&source)),
+            source: Some(source),
+        }
+    }
+
+    /// What kind of error it is.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The number for the kernel (positive, as in errno.h).
+    pub fn errno(&self) -> i32 {
+        match self.kind {
+            Kind::Os(errno) => errno,
+            Kind::Corrupt | Kind::Ended => libc::EIO,
+            Kind::ReadOnly => libc::EROFS,
+            Kind::Invalid => libc::EINVAL,
+            Kind::Unsupported => libc::EOPNOTSUPP,
+            Kind::Busy => libc::EBUSY,
+            Kind::NotFound => libc::ENOENT,
+            Kind::Exists => libc::EEXIST,
+        }
+    }
+}
+
+/// What disks answer.
+pub type Result<T> = std::result::Result<T, Error>;

@@ -1,0 +1,106 @@
+//! Drain: everyone who has requests in flight on a node stops, waits for them, and stays stopped until told. Users are
+//! told to go on exactly once, when the last drain that stopped them is over. It never holds the graph's lock while
+//! it waits.
+
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+
+use super::Graph;
+use crate::error::Result;
+use crate::node::LocalFuture;
+
+/// How the graph makes a user of a node stop.
+pub trait DrainHook: Send + Sync {
+    /// Starts nothing new and resolves when nothing is in flight. May be called again, also while an earlier call is
+    /// still waiting, before [`DrainHook::resume`]: each call resolves when nothing is in flight. Runs on the ring of
+    /// whoever drains.
+    fn quiesce(&self) -> LocalFuture<'_, ()>;
+
+    /// Goes on. Called once after one or more [`DrainHook::quiesce`], from any thread, also when one of those was
+    /// given up before it resolved; must not block.
+    fn resume(&self);
+}
+
+/// A user's hook and how many drains keep the user stopped.
+pub(super) struct Brake {
+    hook: Option<Weak<dyn DrainHook>>,
+    drains: Mutex<usize>,
+}
+
+impl Brake {
+    pub(super) fn new(hook: Option<Weak<dyn DrainHook>>) -> Arc<Self> {
+        Arc::new(Self {
+            hook,
+            drains: Mutex::new(0),
+        })
+    }
+
+    fn hook(&self) -> Option<Arc<dyn DrainHook>> {
+        self.hook.as_ref()?.upgrade()
+    }
+
+    fn hold(&self) {
+        *self.drains.lock() += 1;
+    }
+
+    /// The lock is held over `resume`, so that a drain that starts now is counted before or after, not in between.
+    fn let_go(&self) {
+        let mut drains = self.drains.lock();
+        *drains -= 1;
+        if *drains == 0
+            && let Some(hook) = self.hook()
+        {
+            hook.resume();
+        }
+    }
+}
+
+/// Keeps the users of a node stopped; dropping it lets them go on.
+#[must_use = "dropping it ends the drain at once"]
+pub struct Drained {
+    graph: Graph,
+    nodes: Vec<String>,
+    brakes: Vec<Arc<Brake>>,
+}
+
+impl std::fmt::Debug for Drained {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Drained").field(&self.nodes).finish()
+    }
+}
+
+impl Drop for Drained {
+    fn drop(&mut self) {
+        self.graph.0.lock().drain_ended(&self.nodes);
+        for brake in &self.brakes {
+            brake.let_go();
+        }
+    }
+}
+
+impl Graph {
+    /// Stops every user of the node and of the nodes above it, and resolves when nothing of theirs is in flight.
+    /// Drains nest and may overlap. While a node is drained nobody can attach to it. Must run on a ring's thread;
+    /// a user's hook that lives on another thread is waited for, not blocked on.
+    ///
+    /// [`Kind::NotFound`](crate::Kind::NotFound) if there is no such node.
+    pub async fn drain(&self, name: &str) -> Result<Drained> {
+        let (nodes, brakes) = self.0.lock().drain_begins(name)?;
+        for brake in &brakes {
+            brake.hold();
+        }
+        // From here on a drop of this future, too, lets everyone go on.
+        let drained = Drained {
+            graph: self.clone(),
+            nodes,
+            brakes,
+        };
+        for brake in &drained.brakes {
+            if let Some(hook) = brake.hook() {
+                hook.quiesce().await;
+            }
+        }
+        Ok(drained)
+    }
+}

@@ -1,0 +1,192 @@
+//! Opening a host file: what it is, whether it may be had, and how it wants to be used. It must never hang (a fifo
+//! would) and never open anything that is not a disk image.
+
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, OnceLock};
+
+use diskfuse_ring::SharedFd;
+use parking_lot::Mutex;
+use rustix::fs::{FileType, Mode, OFlags, SeekFrom};
+use rustix::io::Errno;
+
+use super::align::Alignment;
+use super::gate::Gate;
+use super::{Aio, Flushes, HostFile, Inner};
+use crate::error::{Error, Kind, Result};
+
+/// What sort of file is expected.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum HostKind {
+    /// A regular file (`file`).
+    #[default]
+    Regular,
+    /// A block device (`host_device`).
+    Device,
+}
+
+/// How to open a host file.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    /// Where it is.
+    pub(crate) path: PathBuf,
+    /// What it must be.
+    pub(crate) kind: HostKind,
+    /// Who moves its bytes.
+    pub(crate) aio: Aio,
+    /// Bypass the page cache.
+    pub(crate) direct: bool,
+    /// Never flush: what is written may be lost in a power cut.
+    pub(crate) no_flush: bool,
+    /// Open for reading only.
+    pub(crate) read_only: bool,
+    /// Open for reading only if writing is not permitted.
+    pub(crate) auto_read_only: bool,
+}
+
+impl HostFile {
+    /// Opens an image that exists. The message of an error names the file and says what to do.
+    pub(crate) fn open(options: &Options) -> Result<Self> {
+        let path = options.path.display().to_string();
+        let refused = |errno: Errno| refused(&path, errno);
+        let stat = rustix::fs::stat(&options.path).map_err(refused)?;
+        check_type(&path, options.kind, &stat)?;
+        let (fd, read_only) = open_either(options).map_err(|e| match e {
+            Errno::INVAL if options.direct => no_direct(&path),
+            e => refused(e),
+        })?;
+        // Between the look and the opening somebody may have put another file there.
+        let stat = rustix::fs::fstat(&fd).map_err(refused)?;
+        check_type(&path, options.kind, &stat)?;
+        // io_uring answers EAGAIN at once, instead of waiting for the disk, when this flag is set.
+        let flags = rustix::fs::fcntl_getfl(&fd).map_err(refused)?;
+        rustix::fs::fcntl_setfl(&fd, flags - OFlags::NONBLOCK).map_err(refused)?;
+        let size = match options.kind {
+            HostKind::Regular => stat.st_size.cast_unsigned(),
+            HostKind::Device => rustix::fs::seek(&fd, SeekFrom::End(0)).map_err(refused)?,
+        };
+        let align = match options.direct {
+            true => Alignment::discover(&fd, options.kind, size).ok_or_else(|| no_direct(&path))?,
+            false => Alignment::NONE,
+        };
+        let device_sector = match options.kind {
+            HostKind::Regular => 1,
+            HostKind::Device => rustix::fs::ioctl_blksszget(&fd).map_err(refused)?.max(1),
+        };
+        let modifies = !read_only && align.offset > 1;
+        let file = Self(Arc::new(Inner {
+            fd: SharedFd::new(fd),
+            path,
+            kind: options.kind,
+            read_only,
+            direct: options.direct,
+            aio: options.aio,
+            no_flush: options.no_flush,
+            align,
+            device_sector,
+            gate: modifies.then(Gate::new),
+            buffered: OnceLock::new(),
+            size: AtomicU64::new(size),
+            resizing: Mutex::new(()),
+            flushes: Flushes::default(),
+            inconsistent: AtomicBool::new(false),
+            no_zero_range: AtomicBool::new(false),
+            no_punch_hole: AtomicBool::new(false),
+        }));
+        if modifies && !size.is_multiple_of(u64::from(align.offset)) {
+            // Needed for its end, and sure to be possible now rather than later.
+            file.buffered()?;
+        }
+        Ok(file)
+    }
+
+    /// The same file through the page cache.
+    pub(super) fn buffered(&self) -> Result<&SharedFd> {
+        if let Some(fd) = self.0.buffered.get() {
+            return Ok(fd);
+        }
+        let same = format!("/proc/self/fd/{}", self.0.fd.as_raw_fd());
+        let flags = OFlags::RDWR | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(same, flags, Mode::empty()).map_err(|e| {
+            let what = format!("Could not open '{}' again for its last sector", self.path());
+            Error::os(what, e.into())
+        })?;
+        Ok(self.0.buffered.get_or_init(|| SharedFd::new(fd)))
+    }
+}
+
+fn open_either(options: &Options) -> std::result::Result<(std::os::fd::OwnedFd, bool), Errno> {
+    let mut flags = OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    if options.direct {
+        flags |= OFlags::DIRECT;
+    }
+    let open = |path: &Path, access| rustix::fs::open(path, flags | access, Mode::empty());
+    if !options.read_only {
+        match open(&options.path, OFlags::RDWR) {
+            Err(Errno::ACCESS | Errno::PERM | Errno::ROFS) if options.auto_read_only => {}
+            answer => return Ok((answer?, false)),
+        }
+    }
+    Ok((open(&options.path, OFlags::RDONLY)?, true))
+}
+
+fn check_type(path: &str, kind: HostKind, stat: &rustix::fs::Stat) -> Result<()> {
+    let is = FileType::from_raw_mode(stat.st_mode);
+    let message = match (is, kind) {
+        (FileType::RegularFile, HostKind::Regular) | (FileType::BlockDevice, HostKind::Device) => {
+            return Ok(());
+        }
+        (FileType::Directory, _) => {
+            let error = Error::new(
+                Kind::Os(libc::EISDIR),
+                format!("Could not open '{path}': Is a directory; name the image file in it"),
+            );
+            return Err(error);
+        }
+        (FileType::BlockDevice, HostKind::Regular) => {
+            "it is a block device: use the driver 'host_device' for it"
+        }
+        (FileType::RegularFile, HostKind::Device) => {
+            "it is a regular file: use the driver 'file' for it"
+        }
+        (FileType::Fifo, _) => "it is a fifo, which cannot hold a disk image",
+        (FileType::Socket, _) => "it is a socket, which cannot hold a disk image",
+        (FileType::CharacterDevice, _) => {
+            "it is a character device, which cannot hold a disk image"
+        }
+        _ => "it is neither a regular file nor a block device",
+    };
+    Err(Error::new(
+        Kind::Invalid,
+        format!("Could not open '{path}': {message}"),
+    ))
+}
+
+fn refused(path: &str, errno: Errno) -> Error {
+    let reason = nix::errno::Errno::from_raw(errno.raw_os_error()).desc();
+    let hint = match errno {
+        Errno::MFILE => " (raise the limit of open files: ulimit -n)",
+        Errno::ACCESS | Errno::PERM | Errno::ROFS if is_readable(path) => {
+            " (it can be read: use read-only=on)"
+        }
+        _ => "",
+    };
+    Error::new(
+        Kind::Os(errno.raw_os_error()),
+        format!("Could not open '{path}': {reason}{hint}"),
+    )
+}
+
+fn is_readable(path: &str) -> bool {
+    rustix::fs::access(path, rustix::fs::Access::READ_OK).is_ok()
+}
+
+fn no_direct(path: &str) -> Error {
+    Error::new(
+        Kind::Os(libc::EINVAL),
+        format!(
+            "Could not open '{path}' with cache.direct=on: its file system has no O_DIRECT (use cache.direct=off)"
+        ),
+    )
+}

@@ -1,0 +1,148 @@
+//! The contract of a disk. A node *resolves* a range of itself to where the bytes are; whoever asked then moves them
+//! with its own ring. A node never answers before what it says is true, and never trusts what an image says.
+
+use std::future::Future;
+use std::pin::Pin;
+
+use diskfuse_ring::Buf;
+
+use crate::error::Result;
+use crate::host::HostFile;
+use crate::permissions::Permissions;
+
+/// A future that stays on its thread.
+pub type LocalFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
+
+/// What is about to be done with a range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Read it.
+    Read,
+    /// Write it.
+    Write,
+}
+
+/// Where the first bytes of a range are. Lengths are bytes, never zero, never more than was asked for.
+#[derive(Clone, Copy, Debug)]
+pub enum Extent<'a> {
+    /// Byte for byte in a host file: move them with [`HostFile::read`] or [`HostFile::write`], which cope with
+    /// alignment and short transfers.
+    Host {
+        /// The file.
+        file: &'a HostFile,
+        /// Where in it, in bytes.
+        offset: u64,
+        /// How many bytes.
+        len: u64,
+    },
+    /// Nothing is there: reads are zeroes, writes go nowhere.
+    Void {
+        /// How many bytes.
+        len: u64,
+    },
+    /// It takes more than moving bytes: call [`Node::read`] or [`Node::write`] for this much.
+    Work {
+        /// How many bytes.
+        len: u64,
+    },
+}
+
+/// What a range holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockStatus {
+    /// Bytes, from the offset asked for, that this is true of; never zero, never more than was asked for.
+    pub len: u64,
+    /// It reads as zeroes, and that is known without reading.
+    pub zero: bool,
+    /// Where it is in the host file, if it is in one as it is.
+    pub host_offset: Option<u64>,
+}
+
+/// How to change a size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resize {
+    /// To exactly this.
+    Exactly,
+    /// To this unless it is larger already. Two that grow at once end at the larger of both.
+    AtLeast,
+}
+
+/// How to write zeroes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Zeroes {
+    /// Keep the space allocated.
+    Keep,
+    /// Give the space back if the node discards (`discard=unmap`), else as [`Zeroes::Keep`].
+    MayUnmap,
+}
+
+/// What requests a node likes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Requests aligned to this many bytes are served without copying; a power of two, 1 if it does not matter.
+    /// Others work all the same.
+    pub request_alignment: u32,
+    /// Sizes must be a multiple of this many bytes ([`Node::resize`] answers EINVAL else); a power of two.
+    pub size_alignment: u32,
+}
+
+/// A disk: an array of bytes from 0 to [`Node::size`].
+///
+/// All methods may be called from any thread; the futures run on the thread that made them, which must run a ring.
+/// Several may be under way at once; overlapping ones come in some order, each whole with regard to sectors.
+/// Offsets and lengths are bytes. Whoever calls has clipped the range to [`Node::size`]; a range past it is an error
+/// ([`Kind::Invalid`](crate::Kind::Invalid)), never a panic.
+pub trait Node: Send + Sync {
+    /// The driver's name, as in `--blockdev driver=…`.
+    fn driver(&self) -> &'static str;
+
+    /// Bytes of the disk. A multiple of 512. May change between calls.
+    fn size(&self) -> u64;
+
+    /// Whether writing is refused.
+    fn read_only(&self) -> bool;
+
+    /// What requests it likes.
+    fn limits(&self) -> Limits;
+
+    /// Bytes that it takes on the host (what `du` would show).
+    fn allocated(&self) -> u64;
+
+    /// The host file behind it, for messages; `None` if there is none.
+    fn filename(&self) -> Option<String>;
+
+    /// Where the bytes from `offset` on are: the hot path. Takes no lock that is held across I/O, waits for nothing,
+    /// allocates nothing.
+    fn resolve(&self, access: Access, offset: u64, len: u64) -> Extent<'_>;
+
+    /// Fills the window of `buf` from `offset`. For what [`Node::resolve`] calls work; right for everything.
+    fn read(&self, offset: u64, buf: Buf) -> LocalFuture<'_, (Result<()>, Buf)>;
+
+    /// Writes the window of `buf` at `offset`. For what [`Node::resolve`] calls work; right for everything.
+    fn write(&self, offset: u64, buf: Buf) -> LocalFuture<'_, (Result<()>, Buf)>;
+
+    /// Makes a range read as zeroes.
+    fn write_zeroes(&self, offset: u64, len: u64, how: Zeroes) -> LocalFuture<'_, Result<()>>;
+
+    /// Says that a range is not needed any more. What it reads as afterwards is up to the node; with
+    /// `discard=ignore` nothing happens.
+    fn discard(&self, offset: u64, len: u64) -> LocalFuture<'_, Result<()>>;
+
+    /// Everything written before this call is on stable storage when it resolves, in dependency order.
+    fn flush(&self) -> LocalFuture<'_, Result<()>>;
+
+    /// Changes the size. New bytes read as zeroes. With `preallocate` new space is allocated on the host.
+    fn resize(&self, size: u64, how: Resize, preallocate: bool) -> LocalFuture<'_, Result<()>>;
+
+    /// What the range from `offset` on holds, `len` bytes at most.
+    fn block_status(&self, offset: u64, len: u64) -> LocalFuture<'_, Result<BlockStatus>>;
+
+    /// The graph says what the users of this node, and of all nodes above it, do (`used`) and let others do beside
+    /// them (`shared`); nobody else may call it. A node that holds something that other processes could hold as well
+    /// tells them here, and answers [`Kind::Busy`](crate::Kind::Busy), with nothing changed, if one of them objects.
+    /// Blocks for a few system calls at most; never called for I/O.
+    fn set_permissions(&self, used: Permissions, shared: Permissions) -> Result<()> {
+        let _ = (used, shared);
+        Ok(())
+    }
+}

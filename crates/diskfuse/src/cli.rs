@@ -1,0 +1,306 @@
+//! The command line of `diskfuse`, and nothing else: what may be written, what it means, what the help says.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+const EXAMPLES: &str = "\
+Examples:
+  diskfuse mount disk.img                    show disk.img, read-only, as disk.img.raw beside it
+  diskfuse mount -w disk.img /tmp/disk       show it writable as /tmp/disk
+  diskfuse list                              what is shown, and how much goes through it
+  diskfuse umount /tmp/disk                  write everything back and take it away
+  diskfuse qsd --help                        the command line of qemu-storage-daemon
+
+Exit codes: 0 done, 1 it failed (a message says why), 2 the command line is wrong.";
+
+const MOUNT_EXAMPLES: &str = "\
+Examples:
+  diskfuse mount disk.img                    read-only, as disk.img.raw beside it
+  diskfuse mount -w disk.img disk.img        writable, over the image itself: its name shows the disk until `umount`
+  diskfuse mount --offset 1M --size 512M disk.img part1
+                                             one partition of the disk
+  diskfuse mount -w --threads 1 --cache direct /dev/sdb /tmp/sdb
+                                             a block device, past the page cache, one queue
+  diskfuse mount -f --log debug disk.img d   stay in the foreground until Ctrl-C and tell what happens
+
+The program returns once the file can be used; a daemon goes on behind it until `diskfuse umount`, or until it gets
+SIGTERM. Then it writes everything back, unmounts, and removes the mountpoint if it made it.";
+
+/// Show disk images as plain files.
+#[derive(Debug, Parser)]
+#[command(name = "diskfuse", version, after_help = EXAMPLES)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show an image as a file
+    Mount(MountArgs),
+    /// Write everything back and take a shown file away
+    Umount(UmountArgs),
+    /// List what is shown by this user's daemons
+    List(ListArgs),
+    /// Understand the command line of qemu-storage-daemon (also when called by that name)
+    Qsd(QsdArgs),
+}
+
+/// `diskfuse mount`
+#[derive(Debug, Args)]
+#[command(after_help = MOUNT_EXAMPLES)]
+pub struct MountArgs {
+    /// The image: a regular file or a block device
+    pub image: PathBuf,
+
+    /// The file to show it as; made if missing, and removed again at the end [default: IMAGE.raw]
+    pub mountpoint: Option<PathBuf>,
+
+    /// Let the disk be written
+    #[arg(short, long)]
+    pub writable: bool,
+
+    /// Let writes past the end make the disk larger
+    #[arg(long, requires = "writable")]
+    pub growable: bool,
+
+    /// Serve it with N threads, one queue each, 1 to 64 [default: one per CPU, 4 at most]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub threads: Option<u8>,
+
+    /// What the image is; without it, an image that looks like another format is refused
+    #[arg(long, value_name = "FORMAT", value_parser = parse_format)]
+    pub format: Option<Format>,
+
+    /// Begin this many bytes into the image (suffixes k, M, G, T, P, E)
+    #[arg(long, value_name = "BYTES", value_parser = parse_size)]
+    pub offset: Option<u64>,
+
+    /// Show this many bytes of it, a multiple of 512 [default: up to the end]
+    #[arg(long, value_name = "BYTES", value_parser = parse_size)]
+    pub size: Option<u64>,
+
+    /// Let other users open the file
+    #[arg(long)]
+    pub allow_other: bool,
+
+    /// Use the host's page cache, or go around it (O_DIRECT)
+    #[arg(long, value_name = "HOW", default_value = "page")]
+    pub cache: Cache,
+
+    /// Who moves the image's bytes
+    #[arg(long, value_name = "HOW", default_value = "io_uring")]
+    pub aio: Aio,
+
+    /// What to do with space that the disk's user gives up: give it back to the host, or keep it
+    #[arg(long, value_name = "HOW", default_value = "unmap")]
+    pub discard: Discard,
+
+    /// What to wait for events with
+    #[arg(long, value_name = "HOW", default_value = "auto")]
+    pub event_loop: EventLoop,
+
+    /// Asynchronous requests that the kernel may have waiting
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub max_background: Option<u16>,
+
+    /// Stay in the foreground until Ctrl-C, SIGTERM or `diskfuse umount`
+    #[arg(short, long)]
+    pub foreground: bool,
+
+    /// What to tell: off, error, warn, info, debug, trace, or a filter such as diskfuse_fuse=debug
+    /// [default: $DISKFUSE_LOG, else warn]
+    #[arg(long, value_name = "LEVEL")]
+    pub log: Option<String>,
+
+    /// Tell it to this file, also from the background, where nothing else is left to tell it to
+    #[arg(long, value_name = "PATH")]
+    pub log_file: Option<PathBuf>,
+}
+
+/// `diskfuse umount`
+#[derive(Debug, Args)]
+pub struct UmountArgs {
+    /// The mountpoint, or the image if it is shown once
+    #[arg(value_name = "MOUNTPOINT|IMAGE")]
+    pub path: PathBuf,
+
+    /// Take all files away that show this image
+    #[arg(long)]
+    pub all: bool,
+}
+
+/// `diskfuse list`
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// For programs: a JSON array of objects
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `diskfuse qsd`
+#[derive(Debug, Args)]
+#[command(disable_help_flag = true, disable_version_flag = true)]
+pub struct QsdArgs {
+    /// As for qemu-storage-daemon; `diskfuse qsd --help` explains them
+    #[arg(
+        value_name = "OPTION",
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
+    pub arguments: Vec<OsString>,
+}
+
+/// The formats that can be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// The image is the disk, byte for byte.
+    Raw,
+}
+
+/// How the host's page cache is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Cache {
+    /// Go around it.
+    Direct,
+    /// Use it.
+    Page,
+}
+
+/// Who moves the image's bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum Aio {
+    /// The kernel, through each queue's io_uring.
+    IoUring,
+    /// Worker threads.
+    Threads,
+}
+
+/// What happens to space that is not needed any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Discard {
+    /// It is kept.
+    Ignore,
+    /// It is given back to the host.
+    Unmap,
+}
+
+/// What event loops stand on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum EventLoop {
+    /// io_uring where the kernel allows it, else epoll.
+    Auto,
+    /// io_uring, or fail.
+    IoUring,
+    /// epoll and worker threads.
+    Epoll,
+}
+
+/// Formats that people have and that this version cannot read.
+const NOT_BUILT: &[&str] = &["qcow", "qcow2", "qed", "vdi", "vhdx", "vmdk", "vpc", "luks"];
+
+fn parse_format(word: &str) -> Result<Format, String> {
+    match word {
+        "raw" => Ok(Format::Raw),
+        _ if NOT_BUILT.contains(&word) => Err(format!(
+            "format '{word}' is not built into this version yet; it reads: raw"
+        )),
+        _ => Err("not a format; this version reads: raw".to_owned()),
+    }
+}
+
+/// A number of bytes with a suffix, a power of 1024.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let suffix = text.get(digits.len()..).unwrap_or_default();
+    let shift = match suffix.to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kib" => 10,
+        "m" | "mib" => 20,
+        "g" | "gib" => 30,
+        "t" | "tib" => 40,
+        "p" | "pib" => 50,
+        "e" | "eib" => 60,
+        _ => return Err(format!("'{suffix}' is not a unit; use k, M, G, T, P or E")),
+    };
+    let not_a_number = "not a whole number of bytes; examples: 1048576, 64k, 20G";
+    if digits.is_empty() || !digits.bytes().all(|digit| digit.is_ascii_digit()) {
+        return Err(not_a_number.to_owned());
+    }
+    let bytes = digits.parse::<u64>().ok();
+    bytes
+        .and_then(|number| number.checked_mul(1 << shift))
+        .filter(|&bytes| i64::try_from(bytes).is_ok())
+        .ok_or_else(|| "larger than any disk".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_are_powers_of_1024() {
+        let cases = [
+            ("0", 0),
+            ("512", 512),
+            ("64k", 65536),
+            ("1M", 1 << 20),
+            ("3GiB", 3 << 30),
+            ("7E", 7 << 60),
+        ];
+        for (text, bytes) in cases {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_size_is_refused() {
+        for text in [
+            "",
+            "k",
+            "-1",
+            "+1",
+            "1.5G",
+            "1x",
+            "8E",
+            "99999999999999999999",
+            "1 k",
+            "٣",
+        ] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_known_format_that_cannot_be_read_is_told_from_nonsense() {
+        assert_eq!(parse_format("raw"), Ok(Format::Raw));
+        assert!(parse_format("qcow2").unwrap_err().contains("not built"));
+        assert!(
+            parse_format("nonsense")
+                .unwrap_err()
+                .contains("not a format")
+        );
+    }
+
+    #[test]
+    fn options_of_the_storage_daemon_are_handed_over_untouched() {
+        let words = ["diskfuse", "qsd", "--help", "--log", "debug", "-x", "y"];
+        let Command::Qsd(qsd) = Cli::parse_from(words).command else {
+            panic!("not qsd")
+        };
+        assert_eq!(qsd.arguments, words[2..]);
+    }
+}

@@ -1,0 +1,163 @@
+//! What is said over a control socket: one request, one answer, a line of JSON each.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// The longest request, in bytes.
+pub const LONGEST_REQUEST: usize = 64 << 10;
+
+/// The longest answer, in bytes: some ten thousand exports.
+pub const LONGEST_ANSWER: usize = 16 << 20;
+
+/// What is asked of a daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// All exports.
+    List,
+    /// Drain, flush and unmount the export there; answered when that is done.
+    Unmount {
+        /// Its absolute mountpoint.
+        mountpoint: WirePath,
+    },
+}
+
+/// What a daemon answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "kebab-case")]
+pub enum Answer {
+    /// To [`Request::List`].
+    Exports {
+        /// In the order in which they were started.
+        exports: Vec<ExportStatus>,
+    },
+    /// To [`Request::Unmount`].
+    Unmounted {
+        /// It was the last one that the daemon was there for: the process ends.
+        ends: bool,
+    },
+    /// It could not be done.
+    Failed {
+        /// Why.
+        message: String,
+    },
+}
+
+/// An export as it is just now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExportStatus {
+    /// The image, an absolute path; none for disks without one.
+    pub image: Option<WirePath>,
+    /// An absolute path.
+    pub mountpoint: WirePath,
+    /// The daemon, as itself knows its process id.
+    pub pid: u32,
+    /// The export's id.
+    pub id: String,
+    /// The node that it shows.
+    pub node: String,
+    /// The image's format, or the node's driver.
+    pub format: String,
+    /// Whether it can be written.
+    pub writable: bool,
+    /// It is being drained and will be gone soon.
+    pub stopping: bool,
+    /// How many queues, and threads, serve it.
+    pub queues: usize,
+    /// Requests in flight.
+    pub in_flight: u64,
+    /// READ requests answered.
+    pub reads: u64,
+    /// WRITE requests answered.
+    pub writes: u64,
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Bytes written.
+    pub written_bytes: u64,
+    /// FSYNC and FLUSH requests answered.
+    pub flushes: u64,
+    /// Requests answered with an error.
+    pub errors: u64,
+}
+
+/// A path in JSON: a string, or an array of its bytes where it is not UTF-8, so that nothing is lost.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Spelling", into = "Spelling")]
+pub struct WirePath(pub PathBuf);
+
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Spelling {
+    Text(String),
+    Bytes(Vec<u8>),
+}
+
+impl From<Spelling> for WirePath {
+    fn from(spelling: Spelling) -> Self {
+        Self(match spelling {
+            Spelling::Text(text) => text.into(),
+            Spelling::Bytes(bytes) => OsString::from_vec(bytes).into(),
+        })
+    }
+}
+
+impl From<WirePath> for Spelling {
+    fn from(path: WirePath) -> Self {
+        match path.0.to_str() {
+            Some(text) => Self::Text(text.to_owned()),
+            None => Self::Bytes(path.0.as_os_str().as_bytes().to_vec()),
+        }
+    }
+}
+
+impl From<&Path> for WirePath {
+    fn from(path: &Path) -> Self {
+        Self(path.to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+
+    use super::*;
+
+    #[test]
+    fn requests_are_one_line_and_come_back_as_they_were() {
+        for path in ["/a b", "/ü\n\"", "/"] {
+            let request = Request::Unmount {
+                mountpoint: Path::new(path).into(),
+            };
+            let line = serde_json::to_string(&request).unwrap();
+            assert!(!line.contains('\n'), "{line}");
+            assert_eq!(serde_json::from_str::<Request>(&line).unwrap(), request);
+        }
+        let list = serde_json::from_str::<Request>(r#"{"command": "list"}"#).unwrap();
+        assert_eq!(list, Request::List);
+    }
+
+    #[test]
+    fn a_path_that_is_not_text_survives() {
+        let path = WirePath(PathBuf::from(OsStr::from_bytes(b"/\xff\xfe/x")));
+        let json = serde_json::to_string(&path).unwrap();
+        assert_eq!(json, "[47,255,254,47,120]");
+        assert_eq!(serde_json::from_str::<WirePath>(&json).unwrap(), path);
+    }
+
+    #[test]
+    fn unknown_commands_are_errors() {
+        for line in [
+            "",
+            "{}",
+            "[]",
+            r#"{"command":"stop"}"#,
+            r#"{"command":"unmount"}"#,
+            r#"{"command":"unmount","mountpoint":7}"#,
+        ] {
+            assert!(serde_json::from_str::<Request>(line).is_err(), "{line}");
+        }
+    }
+}

@@ -1,0 +1,367 @@
+//! The running process: its exports, and what happens to them. The main thread has no event loop; it waits for one
+//! thing after the other on one channel: a signal, an export that ended, a request over the control socket. It never
+//! waits for a disk itself: exports are stopped by threads made for that, so that one stuck disk keeps nothing else
+//! from being unmounted, listed or ended. Every export leaves through [`Daemon::remove`], however its end came.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use diskfuse_block::Graph;
+use diskfuse_fuse::{End, Export, ExportOptions};
+use diskfuse_ring::{Choice, Config, IoThread, Mailbox, Polling};
+use rustix::process::{Resource, Rlimit};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::control;
+use crate::control::protocol::{Answer, ExportStatus, Request, WirePath};
+use crate::control::server::{Handler, Server};
+use crate::error::{Error, Result};
+use crate::mountpoint::MadeFile;
+
+/// What the main thread waits for.
+enum Event {
+    /// Everything is to end.
+    Signal(i32),
+    /// An export ended; by itself, if nobody told it to.
+    Ended(Key, End),
+    /// A thread that was to stop an export has done so.
+    Stopped(Key, std::result::Result<(), diskfuse_fuse::Error>),
+    /// Somebody asks over the control socket, and waits for the answer.
+    Control(Request, Sender<Answer>),
+}
+
+/// An export's number in this process; never used twice.
+type Key = u64;
+
+/// When the process is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lifetime {
+    /// With its last export.
+    Exports,
+    /// When it is told to.
+    Signals,
+}
+
+/// An export to be started.
+pub struct NewExport {
+    /// For the FUSE side.
+    pub options: ExportOptions,
+    /// The node to show; it is in the graph.
+    pub node: String,
+    /// Iothreads of others that serve it, a queue each.
+    pub mailboxes: Vec<Mailbox>,
+    /// Threads that serve it and end with it, a queue each.
+    pub own_threads: Vec<IoThread>,
+    /// Its mountpoint, if that was made for it.
+    pub made: Option<MadeFile>,
+}
+
+/// An export that runs, or is being stopped. Fields are dropped in this order: what is served, who serves it, where.
+struct Entry {
+    export: Arc<Export>,
+    #[expect(dead_code, reason = "kept for as long as the export is served")]
+    own_threads: Vec<IoThread>,
+    #[expect(dead_code, reason = "kept for as long as something is mounted on it")]
+    made: Option<MadeFile>,
+    image: Option<PathBuf>,
+    format: String,
+    stopping: bool,
+    /// Who waits for its end.
+    waiting: Vec<Sender<Answer>>,
+}
+
+/// The exports of this process. Dropping it stops those that are left.
+pub struct Daemon {
+    graph: Graph,
+    lifetime: Lifetime,
+    exports: BTreeMap<Key, Entry>,
+    next: Key,
+    events: Receiver<Event>,
+    sender: Sender<Event>,
+    /// A signal has come: no way back.
+    ending: bool,
+    /// Some export did not end as it should; the first error.
+    failed: Option<Error>,
+}
+
+impl Daemon {
+    /// From here on signals do not end the process, but wait until [`Daemon::run`] takes notice of them.
+    pub fn new(lifetime: Lifetime) -> Result<Self> {
+        raise_descriptor_limit();
+        let (sender, events) = channel();
+        let failed = "Could not set up signals";
+        let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(Error::system(failed))?;
+        let to = sender.clone();
+        spawn("signals", move || {
+            for signal in signals.forever() {
+                if to.send(Event::Signal(signal)).is_err() {
+                    break;
+                }
+            }
+        })
+        .map_err(Error::system(failed))?;
+        Ok(Self {
+            graph: Graph::new(),
+            lifetime,
+            exports: BTreeMap::new(),
+            next: 0,
+            events,
+            sender,
+            ending: false,
+            failed: None,
+        })
+    }
+
+    /// The nodes.
+    pub fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    /// Whether an export of this id runs.
+    pub fn has_export(&self, id: &str) -> bool {
+        self.exports.values().any(|entry| entry.export.id() == id)
+    }
+
+    /// Starts an export; the file is usable when this returns. On an error nothing of it is left.
+    pub fn start_export(&mut self, new: NewExport) -> Result<PathBuf> {
+        // Before something is mounted, perhaps over the image itself.
+        let disk = self.graph.get(&new.node)?;
+        let image = disk.filename().map(PathBuf::from);
+        let image = image.map(|path| path.canonicalize().unwrap_or(path));
+        let format = match disk.driver() {
+            "file" | "host_device" => "raw",
+            driver => driver,
+        };
+        let own = new.own_threads.iter().map(IoThread::mailbox).cloned();
+        let mailboxes: Vec<Mailbox> = new.mailboxes.into_iter().chain(own).collect();
+        let key = self.next;
+        self.next += 1;
+        let sender = self.sender.clone();
+        let on_end = Box::new(move |end| {
+            // Fails when the main thread is past caring.
+            let _ = sender.send(Event::Ended(key, end));
+        });
+        let export = Export::start(new.options, &self.graph, &new.node, &mailboxes, on_end)?;
+        let mountpoint = export.mountpoint().to_owned();
+        self.exports.insert(
+            key,
+            Entry {
+                export,
+                own_threads: new.own_threads,
+                made: new.made,
+                image,
+                format: format.to_owned(),
+                stopping: false,
+                waiting: Vec::new(),
+            },
+        );
+        Ok(mountpoint)
+    }
+
+    /// Begins to listen for `list` and `umount`. The requests are answered while [`Daemon::run`] runs.
+    pub fn listen(&self) -> Result<Server> {
+        let sender = parking_lot::Mutex::new(self.sender.clone());
+        let handler = move |request| {
+            let (reply, answer) = channel();
+            let sender = sender.lock().clone();
+            sender.send(Event::Control(request, reply)).ok()?;
+            answer.recv().ok()
+        };
+        let handler: Arc<Handler> = Arc::new(handler);
+        Server::start(&control::folder(), handler)
+    }
+
+    /// Serves until the lifetime is over; then everything is drained, flushed and unmounted. The error is the first
+    /// thing that went wrong on the way out.
+    pub fn run(&mut self) -> Result<()> {
+        while !self.is_over() {
+            match self.events.recv() {
+                Ok(event) => self.handle(event),
+                // The daemon holds a sender itself.
+                Err(_) => break,
+            }
+        }
+        // Whoever still asks learns that there is nobody any more.
+        while self.events.try_recv().is_ok() {}
+        self.failed.take().map_or(Ok(()), Err)
+    }
+
+    fn is_over(&self) -> bool {
+        self.exports.is_empty() && (self.ending || self.lifetime == Lifetime::Exports)
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Signal(signal) => {
+                if !std::mem::replace(&mut self.ending, true) {
+                    tracing::info!(signal, "ending");
+                }
+                self.stop_all();
+            }
+            Event::Ended(key, end) => self.ended(key, end),
+            Event::Stopped(key, outcome) => self.remove(key, outcome),
+            Event::Control(Request::List, reply) => {
+                let exports = self.exports.values().map(Entry::status).collect();
+                let _ = reply.send(Answer::Exports { exports });
+            }
+            Event::Control(Request::Unmount { mountpoint }, reply) => {
+                self.unmount(&mountpoint, reply);
+            }
+        }
+    }
+
+    fn stop_all(&mut self) {
+        let keys: Vec<Key> = self.exports.keys().copied().collect();
+        for key in keys {
+            self.stop(key);
+        }
+    }
+
+    /// Begins to stop an export, if that has not begun.
+    fn stop(&mut self, key: Key) {
+        let Some(entry) = self.exports.get_mut(&key) else {
+            return;
+        };
+        if std::mem::replace(&mut entry.stopping, true) {
+            return;
+        }
+        let export = Arc::clone(&entry.export);
+        let sender = self.sender.clone();
+        let work = move || {
+            let outcome = export.stop();
+            drop(export);
+            let _ = sender.send(Event::Stopped(key, outcome));
+        };
+        if let Err(error) = spawn("stop", work) {
+            tracing::debug!(%error, "no thread to stop an export with; doing it here");
+            let outcome = entry.export.stop();
+            self.remove(key, outcome);
+        }
+    }
+
+    /// An export that nobody told to end has ended: what is left of it goes the same way as every other one's.
+    fn ended(&mut self, key: Key, end: End) {
+        let Some(entry) = self.exports.get(&key) else {
+            return;
+        };
+        if entry.stopping {
+            return;
+        }
+        let (id, path) = (entry.export.id(), entry.export.mountpoint().display());
+        match end {
+            // The export itself has said so.
+            End::Stopped | End::Unmounted => {
+                tracing::info!("export '{id}' on '{path}' has ended: {end}");
+            }
+            End::Halted => {
+                let message = format!("export '{id}' on '{path}' has ended: {end}");
+                self.failed.get_or_insert(Error::Refused(message));
+            }
+        }
+        self.stop(key);
+    }
+
+    fn remove(&mut self, key: Key, outcome: std::result::Result<(), diskfuse_fuse::Error>) {
+        let Some(mut entry) = self.exports.remove(&key) else {
+            return;
+        };
+        let waiting = std::mem::take(&mut entry.waiting);
+        drop(entry);
+        let answer = match outcome {
+            Ok(()) => Answer::Unmounted {
+                ends: self.is_over(),
+            },
+            Err(error) => {
+                let message = error.to_string();
+                tracing::error!("{message}");
+                self.failed.get_or_insert(error.into());
+                Answer::Failed { message }
+            }
+        };
+        for reply in waiting {
+            let _ = reply.send(answer.clone());
+        }
+    }
+
+    fn unmount(&mut self, mountpoint: &WirePath, reply: Sender<Answer>) {
+        let mut all = self.exports.iter_mut();
+        let found = all.find(|(_, entry)| entry.export.mountpoint() == mountpoint.0);
+        match found {
+            Some((&key, entry)) => {
+                entry.waiting.push(reply);
+                self.stop(key);
+            }
+            None => {
+                let message = format!(
+                    "nothing is exported on '{}' any more",
+                    mountpoint.0.display()
+                );
+                let _ = reply.send(Answer::Failed { message });
+            }
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.ending = true;
+        self.stop_all();
+        if let Err(error) = self.run() {
+            tracing::error!("{error}");
+        }
+    }
+}
+
+impl Entry {
+    fn status(&self) -> ExportStatus {
+        let stats = self.export.stats();
+        ExportStatus {
+            image: self.image.as_deref().map(WirePath::from),
+            mountpoint: self.export.mountpoint().into(),
+            pid: std::process::id(),
+            id: self.export.id().to_owned(),
+            node: self.export.node_name().to_owned(),
+            format: self.format.clone(),
+            writable: self.export.writable(),
+            stopping: self.stopping,
+            queues: stats.queues,
+            in_flight: stats.in_flight,
+            reads: stats.reads,
+            writes: stats.writes,
+            read_bytes: stats.read_bytes,
+            written_bytes: stats.written_bytes,
+            flushes: stats.flushes,
+            errors: stats.errors,
+        }
+    }
+}
+
+/// `count` threads with an event loop each, for one export alone.
+pub fn own_threads(count: u8, choice: Choice) -> Result<Vec<IoThread>> {
+    let config = Config {
+        choice,
+        polling: Polling::DEFAULT,
+    };
+    let threads = (0..count).map(|index| IoThread::spawn(&format!("queue{index}"), config));
+    Ok(threads.collect::<std::result::Result<_, _>>()?)
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+    let thread = std::thread::Builder::new().name(name.to_owned());
+    thread.stack_size(256 << 10).spawn(work).map(drop)
+}
+
+/// Every queue, image and event loop needs descriptors; the soft limit is there for programs that use select(2).
+fn raise_descriptor_limit() {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, raised) {
+        tracing::debug!(%error, "cannot raise the limit of open files");
+    }
+}

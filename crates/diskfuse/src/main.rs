@@ -1,0 +1,50 @@
+//! The program `diskfuse`: reads the command line and hands over. It must never hold logic that a library should have.
+
+mod background;
+mod cli;
+mod control;
+mod daemon;
+mod error;
+mod list;
+mod logging;
+mod mount;
+mod mountpoint;
+mod output;
+mod qsd;
+mod umount;
+
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use cli::{Cli, Command};
+use error::Error;
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args_os();
+    let called = arguments.next().unwrap_or_default();
+    if base_name(&called) == "qemu-storage-daemon" {
+        return qsd::main("qemu-storage-daemon", arguments.collect());
+    }
+    match Cli::parse().command {
+        Command::Mount(arguments) => report(mount::run(&arguments)),
+        Command::Umount(arguments) => report(umount::run(&arguments)),
+        Command::List(arguments) => report(list::run(&arguments)),
+        Command::Qsd(arguments) => qsd::main("diskfuse qsd", arguments.arguments),
+    }
+}
+
+/// The last part of the name that the program was called by.
+fn base_name(called: &OsString) -> &OsStr {
+    Path::new(called).file_name().unwrap_or_default()
+}
+
+/// Says what went wrong, and makes it the exit code.
+fn report(outcome: Result<ExitCode, Error>) -> ExitCode {
+    outcome.unwrap_or_else(|error| {
+        output::complain("diskfuse", error);
+        ExitCode::FAILURE
+    })
+}

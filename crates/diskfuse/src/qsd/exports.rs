@@ -1,0 +1,69 @@
+//! Exports of the storage daemon's command line: which node, on which threads.
+
+use diskfuse_fuse::{AllowOther, DEFAULT_MAX_BACKGROUND};
+use diskfuse_monitor::{ExportKind, ExportOptions, ExportThreads, OnOffAuto};
+
+use super::objects::Iothreads;
+use super::suggest;
+use crate::daemon::{Daemon, NewExport, own_threads};
+use crate::error::{Error, Result};
+
+/// Starts the export; its file is usable when this returns. `fixed-iothread` asks for what is always so: an export's
+/// queues stay on the threads they were given, and every node serves every thread.
+pub fn add(daemon: &mut Daemon, iothreads: &mut Iothreads, options: &ExportOptions) -> Result<()> {
+    let id = &options.id;
+    if daemon.has_export(id) {
+        return Err(Error::Refused(format!(
+            "Block export id '{id}' is already in use"
+        )));
+    }
+    check_node(daemon, &options.node_name)?;
+    let mut own = Vec::new();
+    let mailboxes = match &options.threads {
+        ExportThreads::Node => vec![iothreads.main()?],
+        ExportThreads::Iothread(name) => vec![iothreads.get(name)?],
+        ExportThreads::Iothreads(names) => names
+            .iter()
+            .map(|name| iothreads.get(name))
+            .collect::<Result<_>>()?,
+        ExportThreads::Own(count) => {
+            own = own_threads(count.get(), iothreads.choice())?;
+            Vec::new()
+        }
+    };
+    let ExportKind::Fuse(fuse) = &options.kind;
+    let new = NewExport {
+        options: diskfuse_fuse::ExportOptions {
+            id: id.clone(),
+            mountpoint: fuse.mountpoint.clone(),
+            writable: options.writable,
+            growable: fuse.growable,
+            allow_other: match fuse.allow_other {
+                OnOffAuto::Auto => AllowOther::Auto,
+                OnOffAuto::On => AllowOther::On,
+                OnOffAuto::Off => AllowOther::Off,
+            },
+            max_background: fuse
+                .max_background
+                .map_or(DEFAULT_MAX_BACKGROUND, std::num::NonZero::get),
+        },
+        node: options.node_name.clone(),
+        mailboxes,
+        own_threads: own,
+        made: None,
+    };
+    daemon.start_export(new).map(drop)
+}
+
+/// QEMU looks for a node by another way here than elsewhere, and says so in other words.
+fn check_node(daemon: &Daemon, name: &str) -> Result<()> {
+    let graph = daemon.graph();
+    if graph.get(name).is_ok() {
+        return Ok(());
+    }
+    let names = graph.names();
+    let hint = suggest::hint(name, names.iter().map(String::as_str));
+    Err(Error::Refused(format!(
+        "Cannot find device='' nor node-name='{name}'{hint}"
+    )))
+}

@@ -1,0 +1,111 @@
+//! `diskfuse umount`: finds who shows the file, has it written back and taken away, and waits until that is done. It
+//! must never unmount anything that is not ours.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use crate::cli::UmountArgs;
+use crate::control::client::{Daemon, Daemons};
+use crate::control::protocol::WirePath;
+use crate::control::{self, client};
+use crate::error::{Error, Result};
+use crate::{mountpoint, output};
+
+/// Carries the command out.
+pub fn run(arguments: &UmountArgs) -> Result<ExitCode> {
+    let typed = &arguments.path;
+    let what = format!("Could not find '{}'", typed.display());
+    let path = diskfuse_fuse::absolute(typed).map_err(Error::system(what))?;
+    let found = client::find(&control::folder())?;
+    let targets = choose(&found, &path, arguments.all)?;
+    let mut done = !targets.is_empty();
+    for (daemon, mountpoint) in targets {
+        let shown = mountpoint.0.display();
+        daemon.unmount(&mountpoint, || {
+            output::complain(
+                "diskfuse",
+                format_args!("'{shown}' is still being written back …"),
+            );
+        })?;
+    }
+    if !done || arguments.all {
+        done |= heal(&path)?;
+    }
+    match done {
+        true => Ok(ExitCode::SUCCESS),
+        false => Err(nothing_there(typed, &path, &found)),
+    }
+}
+
+/// What is to be unmounted: the export on `path`, else those of the image `path`.
+fn choose<'d>(found: &'d Daemons, path: &Path, all: bool) -> Result<Vec<(&'d Daemon, WirePath)>> {
+    let exports = || {
+        found
+            .answering
+            .iter()
+            .flat_map(|daemon| daemon.exports.iter().map(move |export| (daemon, export)))
+    };
+    let is_image = |image: &Option<WirePath>| image.as_ref().is_some_and(|image| image.0 == path);
+    let on_path = exports().find(|(_, export)| export.mountpoint.0 == path);
+    if let Some((daemon, export)) = on_path
+        && !all
+    {
+        return Ok(vec![(daemon, export.mountpoint.clone())]);
+    }
+    let of_image: Vec<_> = exports()
+        .filter(|(_, export)| is_image(&export.image) || export.mountpoint.0 == path)
+        .map(|(daemon, export)| (daemon, export.mountpoint.clone()))
+        .collect();
+    if of_image.len() > 1 && !all {
+        let mut message = format!(
+            "'{}' is shown {} times; name one of these, or take all away with --all:",
+            path.display(),
+            of_image.len()
+        );
+        for (_, mountpoint) in &of_image {
+            message = format!("{message}\n  {}", mountpoint.0.display());
+        }
+        return Err(Error::Refused(message));
+    }
+    Ok(of_image)
+}
+
+/// Takes away what a killed daemon left mounted on `path`, or on other files for the image `path`. True if there was
+/// something.
+fn heal(path: &Path) -> Result<bool> {
+    let mut done = mountpoint::heal(path)?;
+    let mounts =
+        diskfuse_fuse::mounts().map_err(Error::system("Could not read the list of mounts"))?;
+    let of_image: Vec<PathBuf> = mounts
+        .into_iter()
+        .filter(|mount| mount.fs_type == diskfuse_fuse::FS_TYPE && mount.source == path.as_os_str())
+        .map(|mount| mount.mountpoint)
+        .collect();
+    for mountpoint in of_image {
+        done |= mountpoint::heal(&mountpoint)?;
+    }
+    Ok(done)
+}
+
+/// Why there is nothing to be done.
+fn nothing_there(typed: &Path, path: &Path, found: &Daemons) -> Error {
+    let typed = typed.display();
+    let mounts = diskfuse_fuse::mounts().unwrap_or_default();
+    let there = mounts.iter().rfind(|mount| mount.mountpoint == path);
+    let mut message = match there {
+        Some(mount) if mount.fs_type == diskfuse_fuse::FS_TYPE => format!(
+            "'{typed}' is shown by a daemon that cannot be reached: another user's, or one in another container"
+        ),
+        Some(mount) => format!(
+            "'{typed}' is not ours: it is a mount of type {}; use umount(8)",
+            mount.fs_type
+        ),
+        None => {
+            format!("'{typed}' is neither shown nor a mountpoint of ours (see `diskfuse list`)")
+        }
+    };
+    for sentence in &found.silent {
+        message = format!("{message}\n{sentence}");
+    }
+    Error::Refused(message)
+}

@@ -1,0 +1,114 @@
+//! What stat(2) shows of the exported file, as far as the disk behind it does not say. Never anything that decides
+//! what the daemon itself may do.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::abi::{Attr, ROOT};
+
+/// Bytes of a block that stat suggests for I/O.
+const BLOCK: u32 = 4096;
+
+/// Mutable attributes; each stands for itself, so plain atomics do.
+pub(crate) struct Attributes {
+    mode: AtomicU32,
+    uid: AtomicU32,
+    gid: AtomicU32,
+    /// Nanoseconds since the epoch.
+    accessed: AtomicU64,
+    modified: AtomicU64,
+    /// Something was written since `modified` was set: the clock is read when somebody asks, not at each write.
+    written: AtomicBool,
+}
+
+fn now() -> u64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Nanoseconds from what SETATTR carries.
+pub(crate) fn nanoseconds((seconds, nanos): (u64, u32)) -> u64 {
+    seconds
+        .saturating_mul(1_000_000_000)
+        .saturating_add(nanos.into())
+}
+
+impl Attributes {
+    pub(crate) fn new(writable: bool) -> Self {
+        let now = now();
+        Self {
+            mode: AtomicU32::new(if writable { 0o600 } else { 0o400 }),
+            uid: AtomicU32::new(rustix::process::getuid().as_raw()),
+            gid: AtomicU32::new(rustix::process::getgid().as_raw()),
+            accessed: AtomicU64::new(now),
+            modified: AtomicU64::new(now),
+            written: AtomicBool::new(false),
+        }
+    }
+
+    pub(crate) fn set_mode(&self, mode: u32) {
+        self.mode.store(mode & 0o7777, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_uid(&self, uid: u32) {
+        self.uid.store(uid, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_gid(&self, gid: u32) {
+        self.gid.store(gid, Ordering::Relaxed);
+    }
+
+    /// Sets the time of the last access: `None` is now.
+    pub(crate) fn set_accessed(&self, nanoseconds: Option<u64>) {
+        self.accessed
+            .store(nanoseconds.unwrap_or_else(now), Ordering::Relaxed);
+    }
+
+    /// Sets the time of the last change: `None` is now.
+    pub(crate) fn set_modified(&self, nanoseconds: Option<u64>) {
+        self.written.store(false, Ordering::Relaxed);
+        self.modified
+            .store(nanoseconds.unwrap_or_else(now), Ordering::Relaxed);
+    }
+
+    /// Notes that the contents changed.
+    pub(crate) fn mark_written(&self) {
+        // Looked at first: a line that all queues only read stays in all their caches.
+        if !self.written.load(Ordering::Relaxed) {
+            self.written.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// The kernel's struct, for a disk of `size` bytes that takes `allocated` bytes on the host.
+    pub(crate) fn attr(&self, size: u64, allocated: u64) -> Attr {
+        if self.written.swap(false, Ordering::Relaxed) {
+            self.modified.store(now(), Ordering::Relaxed);
+        }
+        let time = |t: &AtomicU64| {
+            let t = t.load(Ordering::Relaxed);
+            (t / 1_000_000_000, (t % 1_000_000_000) as u32)
+        };
+        let (atime, atimensec) = time(&self.accessed);
+        let (mtime, mtimensec) = time(&self.modified);
+        Attr {
+            ino: ROOT,
+            size,
+            blocks: allocated.div_ceil(512),
+            atime,
+            mtime,
+            ctime: mtime,
+            atimensec,
+            mtimensec,
+            ctimensec: mtimensec,
+            mode: libc::S_IFREG | self.mode.load(Ordering::Relaxed),
+            nlink: 1,
+            uid: self.uid.load(Ordering::Relaxed),
+            gid: self.gid.load(Ordering::Relaxed),
+            rdev: 0,
+            blksize: BLOCK,
+            flags: 0,
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! An export: a node of the graph, a mount, and as many queues as it was given threads. It owns the way in and the way
+//! out: nothing is left mounted when it is gone, and it is gone only when nothing is in flight.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use diskfuse_block::graph::{Attachment, DrainHook, User};
+use diskfuse_block::{Graph, Permissions};
+use diskfuse_ring::{Mailbox, SharedFd};
+use parking_lot::Mutex;
+
+use crate::device;
+use crate::error::{Error, Result};
+use crate::handshake::MAX_REQUEST;
+use crate::mount::{self, Mount, MountOptions};
+use crate::queue::{self, Membership};
+use crate::shared::{AllowOther, End, ExportOptions, Shared, Stats};
+
+/// How long the kernel may take to say its first word after mount(2).
+const GREETING: Duration = Duration::from_secs(10);
+/// How long a stop waits before it says what it waits for.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What is given back at the end, in this order.
+struct Held {
+    mount: Mount,
+    /// Queue 0's descriptor: while it is open the kernel keeps requests waiting instead of failing them.
+    device: SharedFd,
+    attachment: Attachment,
+}
+
+/// A running export. Dropping it stops it.
+pub struct Export {
+    shared: Arc<Shared>,
+    node_name: String,
+    mountpoint: PathBuf,
+    held: Mutex<Option<Held>>,
+}
+
+impl Export {
+    /// Attaches to node `node` of `graph`, mounts, and serves with one queue on each of `threads` (at least one).
+    /// Blocks until the file is usable; call it from a thread without a ring. `on_end` runs once, on some thread,
+    /// when the last queue is done and everything is flushed, however the end came; it must not block. If this
+    /// returns an error nothing is left mounted, and `on_end` may still run.
+    pub fn start(
+        mut options: ExportOptions,
+        graph: &Graph,
+        node: &str,
+        threads: &[Mailbox],
+        on_end: Box<dyn FnOnce(End) + Send>,
+    ) -> Result<Arc<Self>> {
+        if threads.is_empty() {
+            return Err(Error::Options(format!(
+                "export '{}' has no thread to run on",
+                options.id
+            )));
+        }
+        let disk = graph.get(node)?;
+        if options.writable && disk.read_only() {
+            let message = "Cannot export read-only node as writable";
+            return Err(Error::Options(message.into()));
+        }
+        mount::check(&options.mountpoint)?;
+        if let Ok(absolute) = mount::absolute(&options.mountpoint) {
+            options.mountpoint = absolute;
+        }
+        let shared = Arc::new(Shared::new(options, disk, threads.len(), on_end));
+        let hook: Arc<dyn DrainHook> = Arc::<Shared>::clone(&shared);
+        let perm = if shared.options.writable {
+            Permissions::WRITER
+        } else {
+            Permissions::READER
+        };
+        let attachment = graph.attach(
+            node,
+            User {
+                name: format!("export '{}'", shared.options.id),
+                perm,
+                // Other exports of the node may write and resize it as well; each sees what the others do.
+                shared: Permissions::ALL,
+                drain: Some(Arc::downgrade(&hook)),
+            },
+        )?;
+        let device = device::open().map_err(|source| Error::Device { source })?;
+        let mount = mount_it(&shared, &device)?;
+        let devices = queue_devices(&device, threads.len())?;
+        let mountpoint = mount.path().to_owned();
+        for (index, (mailbox, device)) in threads.iter().zip(devices).enumerate() {
+            let membership = Membership::new(&shared, index);
+            // The queue's end is told by its membership, so nobody waits for this reply.
+            drop(mailbox.call(move || queue::run(membership, device)));
+        }
+        let export = Arc::new(Self {
+            shared,
+            node_name: node.to_owned(),
+            mountpoint,
+            held: Mutex::new(Some(Held {
+                mount,
+                device,
+                attachment,
+            })),
+        });
+        match export.shared.wait_for_greeting(GREETING) {
+            Some(Ok(())) => Ok(export),
+            Some(Err(why)) => Err(Error::Handshake(why)),
+            None => Err(Error::Handshake("did not say anything".into())),
+        }
+    }
+
+    /// Drains, flushes and unmounts. Blocks until nothing is in flight; call it from a thread without a ring. Who
+    /// still has the file open gets ENOTCONN from then on. An error of the flush is returned, once, after all of that.
+    pub fn stop(&self) -> Result<()> {
+        self.shared.end(End::Stopped);
+        // Whoever comes second finds nothing to give back, and must not return before the first has done it.
+        let mut held = self.held.lock();
+        while !self.shared.wait_for_end(PATIENCE) {
+            let left = self.shared.stats().in_flight;
+            tracing::warn!(
+                export = self.id(),
+                in_flight = left,
+                "still waiting for the disk"
+            );
+        }
+        let Some(Held {
+            mut mount,
+            device,
+            attachment,
+        }) = held.take()
+        else {
+            return Ok(());
+        };
+        let unmounted = mount.unmount();
+        drop(device);
+        drop(attachment);
+        match self.shared.take_flush_error() {
+            Some(error) => {
+                if let Err(error) = unmounted {
+                    tracing::error!(%error, "a mount is left behind");
+                }
+                Err(error.into())
+            }
+            None => unmounted,
+        }
+    }
+
+    /// Its name.
+    pub fn id(&self) -> &str {
+        &self.shared.options.id
+    }
+
+    /// The node that it shows.
+    pub fn node_name(&self) -> &str {
+        &self.node_name
+    }
+
+    /// The absolute path of its file.
+    pub fn mountpoint(&self) -> &Path {
+        &self.mountpoint
+    }
+
+    /// Whether the file can be written.
+    pub fn writable(&self) -> bool {
+        self.shared.options.writable
+    }
+
+    /// What it has done.
+    pub fn stats(&self) -> Stats {
+        self.shared.stats()
+    }
+}
+
+impl Drop for Export {
+    fn drop(&mut self) {
+        if let Err(error) = self.stop() {
+            tracing::error!(%error, "export '{}' did not end cleanly", self.id());
+        }
+    }
+}
+
+/// Mounts as the options say; `allow-other=auto` tries with others first.
+fn mount_it(shared: &Shared, device: &SharedFd) -> Result<Mount> {
+    let options = &shared.options;
+    let filename = shared.node.filename();
+    let mount = |allow_other| {
+        let mount_options = MountOptions {
+            source: mount::source_name(filename.as_deref()),
+            read_only: !options.writable,
+            allow_other,
+            max_read: MAX_REQUEST as u32,
+        };
+        Mount::new(&options.mountpoint, device, &mount_options)
+    };
+    let (mount, others) = match options.allow_other {
+        AllowOther::On => (mount(true)?, true),
+        AllowOther::Off => (mount(false)?, false),
+        AllowOther::Auto => match mount(true) {
+            Ok(mounted) => (mounted, true),
+            Err(_) => (mount(false)?, false),
+        },
+    };
+    shared.others_allowed.store(others, Ordering::Relaxed);
+    Ok(mount)
+}
+
+/// One descriptor for each queue, the first being the one that the mount was made with.
+fn queue_devices(first: &SharedFd, queues: usize) -> Result<Vec<SharedFd>> {
+    let further = (1..queues)
+        .map(|queue| device::clone_of(first).map_err(|source| Error::Queue { queue, source }));
+    std::iter::once(Ok(first.clone())).chain(further).collect()
+}

@@ -1,0 +1,28 @@
+//! The FUSE export: shows a block node as one regular file, mounted on a regular file, with one queue per thread.
+//!
+//! What this crate does *not* do: it knows no image formats and no command lines, it makes no threads, and it never
+//! answers success before it is true.
+//!
+//! # The way of a request
+//! The fetcher of a queue (`queue/fetch.rs`) reads it from `/dev/fuse` into a slot (`slot.rs`), parses it
+//! (`request.rs`) and wakes the slot's task (`queue/serve.rs`), which performs it (`ops/`) and writes the reply. All of
+//! that happens on one thread; queues share only what is in `shared.rs`.
+
+pub mod abi;
+mod attributes;
+mod device;
+mod error;
+mod export;
+mod handshake;
+mod mount;
+mod ops;
+mod queue;
+mod request;
+mod shared;
+mod slot;
+
+pub use error::{Error, Result};
+pub use export::Export;
+pub use mount::{FS_TYPE, MountEntry, absolute, heal, is_dead, mounts};
+pub use request::{Malformed, Operation, Request, Setattr, parse};
+pub use shared::{AllowOther, DEFAULT_MAX_BACKGROUND, End, ExportOptions, Stats};

@@ -1,0 +1,277 @@
+//! Mounting on a regular file and taking the mount away again, as root, with mount(2). It must never take away a mount
+//! that is not ours: a mount is known by its id, and a dead one by its type and by its answer ENOTCONN.
+//!
+//! Source: `Documentation/filesystems/fuse/fuse.rst`, mount(2), proc_pid_mountinfo(5).
+
+use std::ffi::{CString, OsStr, OsString};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use diskfuse_ring::SharedFd;
+use rustix::fs::{AtFlags, StatxFlags};
+use rustix::mount::{MountFlags, UnmountFlags};
+
+use crate::error::{Error, Result};
+
+/// The file system type of our mounts: `fuse` with our name behind it, so that they are told from others'.
+pub const FS_TYPE: &str = "fuse.diskfuse";
+
+/// A line of /proc/self/mountinfo.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountEntry {
+    /// The kernel's number for the mount.
+    pub id: u64,
+    /// Minor device number: also the name of its folder in /sys/fs/fuse/connections.
+    pub minor: u32,
+    /// Where it is.
+    pub mountpoint: PathBuf,
+    /// For example `fuse.diskfuse`.
+    pub fs_type: String,
+    /// What was given as its source: the image, for ours.
+    pub source: OsString,
+}
+
+/// Undoes the `\040` kind of escapes.
+fn unescape(text: &[u8]) -> OsString {
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let [first, tail @ ..] = rest {
+        let octal = |b: u8| (b'0'..=b'7').contains(&b).then(|| u32::from(b - b'0'));
+        if let (b'\\', [a, b, c, after @ ..]) = (first, tail)
+            && let (Some(a), Some(b), Some(c)) = (octal(*a), octal(*b), octal(*c))
+        {
+            out.push((a * 64 + b * 8 + c) as u8);
+            rest = after;
+        } else {
+            out.push(*first);
+            rest = tail;
+        }
+    }
+    OsString::from_vec(out)
+}
+
+fn parse_line(line: &[u8]) -> Option<MountEntry> {
+    let mut fields = line.split(|&b| b == b' ');
+    let text = |f: &[u8]| String::from_utf8_lossy(f).into_owned();
+    let id = text(fields.next()?).parse().ok()?;
+    let minor = text(fields.nth(1)?).split_once(':')?.1.parse().ok()?;
+    let mountpoint = PathBuf::from(unescape(fields.nth(1)?));
+    // Optional fields end at a lone dash.
+    fields.by_ref().find(|f| *f == b"-")?;
+    Some(MountEntry {
+        id,
+        minor,
+        mountpoint,
+        fs_type: text(fields.next()?),
+        source: unescape(fields.next()?),
+    })
+}
+
+/// Every mount that this process sees, in the order in which they were made.
+pub fn mounts() -> io::Result<Vec<MountEntry>> {
+    let text = std::fs::read("/proc/self/mountinfo")?;
+    Ok(text.split(|&b| b == b'\n').filter_map(parse_line).collect())
+}
+
+/// The topmost mount exactly at `path`, which must be absolute and free of links.
+fn mount_at(path: &Path) -> io::Result<Option<MountEntry>> {
+    Ok(mounts()?.into_iter().rfind(|m| m.mountpoint == path))
+}
+
+/// The absolute path of a mountpoint, links resolved in its folder only: the file itself may be a dead mount, on which
+/// every look-up fails.
+pub fn absolute(path: &Path) -> io::Result<PathBuf> {
+    match path.canonicalize() {
+        Ok(whole) => Ok(whole),
+        Err(_) => {
+            let name = path
+                .file_name()
+                .ok_or(io::Error::from_raw_os_error(libc::EINVAL))?;
+            let folder = match path.parent() {
+                Some(folder) if folder != Path::new("") => folder,
+                _ => Path::new("."),
+            };
+            Ok(folder.canonicalize()?.join(name))
+        }
+    }
+}
+
+/// Whether a mount of ours is at `path` whose daemon is gone, so that everything on it answers ENOTCONN.
+pub fn is_dead(path: &Path) -> bool {
+    // The kernel may answer from its cache of attributes for a second after the daemon's death, unless it is forced to
+    // ask.
+    let dead = || {
+        let flags = AtFlags::STATX_FORCE_SYNC;
+        let asked = rustix::fs::statx(rustix::fs::CWD, path, flags, StatxFlags::BASIC_STATS);
+        asked.err() == Some(rustix::io::Errno::NOTCONN)
+    };
+    let Ok(path) = absolute(path) else {
+        return false;
+    };
+    matches!(mount_at(&path), Ok(Some(m)) if m.fs_type == FS_TYPE) && dead()
+}
+
+/// Takes a dead mount of ours away; see [`is_dead`]. True if there was one.
+pub fn heal(path: &Path) -> Result<bool> {
+    if !is_dead(path) {
+        return Ok(false);
+    }
+    let failed = |source| Error::Unmount {
+        path: path.to_owned(),
+        source,
+    };
+    let path = absolute(path).map_err(failed)?;
+    let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+    rustix::mount::unmount(&path, flags).map_err(|e| failed(e.into()))?;
+    tracing::info!(path = %path.display(), "took a dead mount away");
+    Ok(true)
+}
+
+/// How a mount is to look.
+pub(crate) struct MountOptions<'a> {
+    /// Shown as its source in /proc/mounts.
+    pub source: &'a OsStr,
+    pub read_only: bool,
+    pub allow_other: bool,
+    /// The largest READ, in bytes.
+    pub max_read: u32,
+}
+
+/// A mount that exists; dropping it takes it away.
+#[derive(Debug)]
+pub(crate) struct Mount {
+    path: PathBuf,
+    entry: Option<MountEntry>,
+}
+
+impl Mount {
+    /// Mounts the connection of `device` on the regular file `path`.
+    pub(crate) fn new(path: &Path, device: &SharedFd, options: &MountOptions<'_>) -> Result<Self> {
+        let failed = |source: io::Error| Error::Mount {
+            path: path.to_owned(),
+            source,
+        };
+        let data = format!(
+            "fd={},rootmode=100000,user_id={},group_id={},max_read={},default_permissions{}",
+            device.as_raw_fd(),
+            rustix::process::getuid().as_raw(),
+            rustix::process::getgid().as_raw(),
+            options.max_read,
+            if options.allow_other {
+                ",allow_other"
+            } else {
+                ""
+            },
+        );
+        let nul = |_| failed(io::Error::from_raw_os_error(libc::EINVAL));
+        let data = CString::new(data).map_err(nul)?;
+        let mut flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOATIME;
+        if options.read_only {
+            flags |= MountFlags::RDONLY;
+        }
+        let path = absolute(path).map_err(failed)?;
+        rustix::mount::mount(options.source, &path, FS_TYPE, flags, data.as_c_str())
+            .map_err(|e| failed(e.into()))?;
+        let found = mount_at(&path);
+        if let Ok(Some(entry)) = found {
+            let entry = Some(entry);
+            return Ok(Self { path, entry });
+        }
+        // A mount that cannot be told from others could never be taken away again.
+        let _ = rustix::mount::unmount(&path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
+        Err(failed(
+            found
+                .err()
+                .unwrap_or(io::Error::from_raw_os_error(libc::ENOENT)),
+        ))
+    }
+
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Takes the mount away if it is still there. Who has the file open keeps a file that answers nothing.
+    pub(crate) fn unmount(&mut self) -> Result<()> {
+        let Some(ours) = self.entry.take() else {
+            return Ok(());
+        };
+        let failed = |source| Error::Unmount {
+            path: self.path.clone(),
+            source,
+        };
+        // Somebody may have taken it away, or mounted something else there since.
+        if mount_at(&self.path).map_err(failed)?.map(|m| m.id) != Some(ours.id) {
+            return Ok(());
+        }
+        let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+        match rustix::mount::unmount(&self.path, flags) {
+            Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => Ok(()),
+            Err(errno) => Err(failed(errno.into())),
+        }
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        if let Err(error) = self.unmount() {
+            tracing::error!(%error, "a mount is left behind");
+        }
+    }
+}
+
+/// Looks at a mountpoint before anything is mounted on it: it must be a regular file and not an export of ours. A
+/// mount that a killed daemon left there is taken away first.
+pub(crate) fn check(path: &Path) -> Result<()> {
+    heal(path)?;
+    if let Ok(whole) = absolute(path)
+        && let Ok(Some(there)) = mount_at(&whole)
+        && there.fs_type == FS_TYPE
+    {
+        return Err(Error::AlreadyExported {
+            path: path.to_owned(),
+        });
+    }
+    let stat = std::fs::metadata(path).map_err(|source| Error::Stat {
+        path: path.to_owned(),
+        source,
+    })?;
+    if !stat.is_file() {
+        return Err(Error::NotRegular {
+            path: path.to_owned(),
+        });
+    }
+    Ok(())
+}
+
+/// The entry of a path's bytes, for messages and sources.
+pub(crate) fn source_name(name: Option<&str>) -> &OsStr {
+    OsStr::from_bytes(name.unwrap_or("diskfuse").as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_mountinfo_are_understood() {
+        let line = b"36 35 0:98 / /mnt/a\\040b rw,noatime shared:1 master:2 - fuse.diskfuse /x\\134y rw,user_id=0";
+        let entry = parse_line(line).unwrap();
+        assert_eq!(entry.id, 36);
+        assert_eq!(entry.minor, 98);
+        assert_eq!(entry.mountpoint, Path::new("/mnt/a b"));
+        assert_eq!(entry.fs_type, FS_TYPE);
+        assert_eq!(entry.source, "/x\\y");
+        assert_eq!(parse_line(b""), None);
+        assert_eq!(parse_line(b"36 35 0:98 / /mnt"), None);
+    }
+
+    #[test]
+    fn what_is_not_ours_is_never_dead() {
+        assert!(!is_dead(Path::new("/proc")));
+        assert!(!is_dead(Path::new("/no/such/file")));
+        assert!(!heal(Path::new("/proc")).unwrap());
+    }
+}

@@ -1,0 +1,117 @@
+//! What each request does to the disk. An operation puts its answer into the slot and returns the answer's length, or
+//! an errno (positive). It never answers itself: that is the queue's business, exactly once.
+
+mod attr;
+mod data;
+mod space;
+
+use diskfuse_block::Error;
+
+use crate::abi::{StatfsOut, init};
+use crate::handshake;
+use crate::queue::Queue;
+use crate::request::Operation;
+use crate::shared::bump;
+use crate::slot::SlotBuf;
+
+/// Bytes of data that the reply carries, or an errno.
+pub(crate) type Answer = Result<usize, i32>;
+
+/// Counts an error of the disk, says it to the log, and makes an errno of it.
+pub(crate) fn disk_error(queue: &Queue, error: &Error) -> i32 {
+    let errors = &queue.lane().errors;
+    // Full disks and refused operations are the writer's business; of the others the first few tell the story.
+    let seen = errors.load(std::sync::atomic::Ordering::Relaxed);
+    let expected = matches!(
+        error.errno(),
+        libc::ENOSPC | libc::EDQUOT | libc::EOPNOTSUPP | libc::EINVAL
+    );
+    if expected || seen >= 10 {
+        tracing::debug!(export = %queue.shared.options.id, %error, "request failed");
+    } else {
+        tracing::warn!(export = %queue.shared.options.id, %error, "request failed");
+    }
+    bump(errors, 1);
+    // The kernel takes 1 to 511 (fuse_dev_do_write), and takes ENOSYS for "never ask again".
+    match error.errno() {
+        errno @ 1..=511 if errno != libc::ENOSYS => errno,
+        _ => libc::EIO,
+    }
+}
+
+/// Does what was asked. `INIT` is here too: the queue sees to it that it comes first.
+pub(crate) async fn perform(queue: &Queue, slot: &mut SlotBuf, operation: Operation) -> Answer {
+    match operation {
+        Operation::Read { offset, size } => data::read(queue, slot, offset, size).await,
+        Operation::Write { offset, size } => data::write(queue, slot, offset, size).await,
+        Operation::Flush | Operation::Fsync => data::flush(queue).await,
+        Operation::Getattr => Ok(attr::getattr(queue, slot)),
+        Operation::Setattr(ref change) => attr::setattr(queue, slot, change).await,
+        Operation::Open { flags } => attr::open(queue, slot, flags).await,
+        Operation::Fallocate {
+            mode,
+            offset,
+            length,
+        } => space::fallocate(queue, mode, offset, length).await,
+        Operation::Lseek { offset, whence } => space::lseek(queue, slot, offset, whence).await,
+        Operation::Statfs => Ok(statfs(queue, slot)),
+        Operation::Init {
+            major,
+            minor,
+            max_readahead,
+            flags,
+        } => init(queue, slot, major, minor, max_readahead, flags),
+        // The only file has no name inside itself.
+        Operation::Lookup => Err(libc::ENOENT),
+        // Silent requests go unanswered before they come here.
+        Operation::Release | Operation::Destroy | Operation::Silent => Ok(0),
+        Operation::Unknown { opcode } => {
+            tracing::trace!(opcode, "not served");
+            Err(libc::ENOSYS)
+        }
+    }
+}
+
+fn init(
+    queue: &Queue,
+    slot: &mut SlotBuf,
+    major: u32,
+    minor: u32,
+    max_readahead: u32,
+    flags: u64,
+) -> Answer {
+    let background = queue.shared.options.max_background;
+    match handshake::answer(major, minor, max_readahead, flags, background) {
+        Ok(out) => {
+            let got = u64::from(out.flags) | u64::from(out.flags2) << 32;
+            tracing::debug!(
+                minor,
+                async_dio = got & init::ASYNC_DIO != 0,
+                "the kernel's FUSE"
+            );
+            Ok(slot.put_struct(&out))
+        }
+        Err(why) => {
+            queue.shared.greet(Err(why));
+            Err(libc::EPROTO)
+        }
+    }
+}
+
+fn statfs(queue: &Queue, slot: &mut SlotBuf) -> usize {
+    const BLOCK: u32 = 512;
+    let size = queue.shared.node.size();
+    let allocated = queue.shared.node.allocated().min(size);
+    let free = (size - allocated) / u64::from(BLOCK);
+    slot.put_struct(&StatfsOut {
+        blocks: size / u64::from(BLOCK),
+        bfree: free,
+        bavail: free,
+        files: 1,
+        ffree: 0,
+        bsize: BLOCK,
+        frsize: BLOCK,
+        namelen: 255,
+        ..StatfsOut::default()
+    })
+}

@@ -1,0 +1,163 @@
+//! A queue: one `/dev/fuse` descriptor on one thread's ring. It fetches requests, hands each to a slot, and pauses,
+//! parks or ends when the export says so. It never serves a request itself and never waits while it could fetch.
+
+mod fetch;
+mod pending;
+mod scale;
+mod serve;
+mod slots;
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Poll, Waker};
+
+use diskfuse_ring::SharedFd;
+
+use crate::shared::{End, Lane, Shared};
+use scale::Scale;
+use slots::{Slot, Slots};
+
+/// See the module. It lives and dies on its thread.
+pub(crate) struct Queue {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) device: SharedFd,
+    index: usize,
+    slots: Slots,
+    /// The fetcher waits for a slot, or for the last request to be answered.
+    starved: RefCell<Option<Waker>>,
+    /// Wakes in a row that brought a single request.
+    lonely_wakes: Cell<u32>,
+    scale: Scale,
+}
+
+/// Sees to it that the export learns of the queue's end, however it comes.
+pub(crate) struct Membership {
+    shared: Arc<Shared>,
+    index: usize,
+    served: bool,
+}
+
+impl Membership {
+    pub(crate) fn new(shared: &Arc<Shared>, index: usize) -> Self {
+        Self {
+            shared: Arc::clone(shared),
+            index,
+            served: false,
+        }
+    }
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        self.shared.queue_ended(self.index, self.served);
+    }
+}
+
+/// Serves a queue of an export until the export ends. Runs on the ring's thread that it is to stay on.
+pub(crate) async fn run(mut membership: Membership, device: SharedFd) {
+    let index = membership.index;
+    let shared = Arc::clone(&membership.shared);
+    let queue = Rc::new(Queue {
+        shared,
+        device,
+        index,
+        slots: Slots::default(),
+        starved: RefCell::new(None),
+        lonely_wakes: Cell::new(0),
+        scale: Scale::default(),
+    });
+    let mine = std::future::poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
+    // Set once: this function runs once for each lane.
+    let _ = queue.lane().fetcher.set(mine);
+    queue.fetch().await;
+    queue.settled().await;
+    queue.slots.close();
+    let last = queue.shared.done_serving();
+    if last
+        && queue.shared.options.writable
+        && let Err(error) = queue.shared.node.flush().await
+    {
+        queue.shared.flush_failed(error);
+    }
+    drop(queue);
+    membership.served = true;
+    drop(membership);
+}
+
+impl Queue {
+    /// This queue's flags and counters.
+    pub(crate) fn lane(&self) -> &Lane {
+        &self.shared.lanes[self.index]
+    }
+
+    /// A request came in.
+    fn accepted(&self) {
+        self.count_in_flight(1);
+    }
+
+    /// A reply is about to be written. True if somebody waits for its slot.
+    fn replying(&self) -> bool {
+        self.count_in_flight(-1);
+        self.starved.borrow().is_some()
+    }
+
+    fn count_in_flight(&self, by: i32) {
+        let in_flight = &self.lane().in_flight;
+        let now = in_flight.load(Ordering::Relaxed).saturating_add_signed(by);
+        in_flight.store(now, Ordering::Relaxed);
+    }
+
+    /// A reply went out (or could not): its slot is free again.
+    fn answered(self: &Rc<Self>, slot: &Rc<Slot>, sent: &io::Result<usize>) {
+        match sent.as_ref().err().map(io::Error::raw_os_error) {
+            // ENOENT: the request was given up by its caller meanwhile.
+            None | Some(Some(libc::ENOENT)) => {}
+            Some(Some(libc::ENODEV | libc::ECONNABORTED | libc::EPERM)) => self.disconnected(),
+            Some(_) => {
+                tracing::error!(export = %self.shared.options.id, ?sent, "the kernel refused a reply");
+            }
+        }
+        self.slots.finish(slot);
+        if self.slots.wants_trim() {
+            drop(diskfuse_ring::spawn(slots::trim(Rc::downgrade(self))));
+        }
+        if let Some(waker) = self.starved.take() {
+            waker.wake();
+        }
+    }
+
+    /// The connection is gone.
+    fn disconnected(&self) {
+        if self.shared.end(End::Unmounted) {
+            tracing::warn!(
+                export = %self.shared.options.id,
+                mountpoint = %self.shared.options.mountpoint.display(),
+                "unmounted from outside; finishing what is in flight and flushing"
+            );
+        }
+    }
+
+    /// Resolves when some slot has been freed.
+    async fn slot_freed(&self) {
+        let mut asked = false;
+        std::future::poll_fn(|cx| {
+            if std::mem::replace(&mut asked, true) && self.starved.borrow().is_none() {
+                return Poll::Ready(());
+            }
+            *self.starved.borrow_mut() = Some(cx.waker().clone());
+            diskfuse_ring::hurry();
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// Resolves when nothing is in flight.
+    async fn settled(&self) {
+        while self.slots.busy() > 0 {
+            self.slot_freed().await;
+        }
+    }
+}

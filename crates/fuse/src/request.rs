@@ -1,0 +1,295 @@
+//! From bytes to meaning. Whatever the bytes are, parsing answers: it never panics, never reads past them and never
+//! lets a length that the kernel did not back up get further.
+
+use zerocopy::FromBytes;
+
+use crate::abi::{self, IN_HEADER, InHeader, opcode};
+
+/// What the kernel asks for. Offsets and lengths are bytes of the disk, as they came: not clipped to anything.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[allow(missing_docs)]
+pub enum Operation {
+    Init {
+        major: u32,
+        minor: u32,
+        max_readahead: u32,
+        flags: u64,
+    },
+    Destroy,
+    Lookup,
+    Getattr,
+    Setattr(Setattr),
+    Open {
+        flags: u32,
+    },
+    Release,
+    Read {
+        offset: u64,
+        size: u32,
+    },
+    /// The bytes to write follow at `WRITE_PAYLOAD` in the request.
+    Write {
+        offset: u64,
+        size: u32,
+    },
+    Flush,
+    Fsync,
+    Statfs,
+    Fallocate {
+        mode: u32,
+        offset: u64,
+        length: u64,
+    },
+    Lseek {
+        offset: u64,
+        whence: u32,
+    },
+    /// FORGET, BATCH_FORGET, INTERRUPT: the kernel waits for no answer.
+    Silent,
+    /// Nothing of ours.
+    Unknown {
+        opcode: u32,
+    },
+}
+
+/// What SETATTR wants to change.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[allow(missing_docs)]
+pub struct Setattr {
+    /// Everything that was asked for: bits of [`abi::fattr`].
+    pub valid: u32,
+    pub size: u64,
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub atime: (u64, u32),
+    pub mtime: (u64, u32),
+}
+
+/// Where the data of a WRITE request begins, in bytes from its start.
+pub const WRITE_PAYLOAD: usize = IN_HEADER + size_of::<abi::WriteIn>();
+
+/// Why a request was not understood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Malformed {
+    /// Its length disagrees with what was read: nothing from this connection can be trusted any more.
+    Length {
+        /// Bytes that were read.
+        read: usize,
+        /// Bytes that the header speaks of, if there was a header.
+        said: Option<u32>,
+    },
+    /// Its body is too short for its opcode, or speaks of more data than came.
+    Body {
+        /// Whom to answer (EINVAL).
+        unique: u64,
+    },
+}
+
+/// A request, understood.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Request {
+    /// The kernel's name for it: 64 bits, all of them meant.
+    pub unique: u64,
+    /// What it asks for.
+    pub operation: Operation,
+}
+
+/// Reads the front of `body` as a struct.
+fn body<T: FromBytes>(body: &[u8], unique: u64) -> Result<T, Malformed> {
+    match T::read_from_prefix(body) {
+        Ok((value, _)) => Ok(value),
+        Err(_) => Err(Malformed::Body { unique }),
+    }
+}
+
+/// Understands the bytes of one read from the device.
+pub fn parse(bytes: &[u8]) -> Result<Request, Malformed> {
+    let Ok((header, rest)) = InHeader::read_from_prefix(bytes) else {
+        return Err(Malformed::Length {
+            read: bytes.len(),
+            said: None,
+        });
+    };
+    if usize::try_from(header.len) != Ok(bytes.len()) {
+        return Err(Malformed::Length {
+            read: bytes.len(),
+            said: Some(header.len),
+        });
+    }
+    let unique = header.unique;
+    let operation = match header.opcode {
+        opcode::READ => {
+            let r: abi::ReadIn = body(rest, unique)?;
+            Operation::Read {
+                offset: r.offset,
+                size: r.size,
+            }
+        }
+        opcode::WRITE => {
+            let w: abi::WriteIn = body(rest, unique)?;
+            let payload = bytes.len() - WRITE_PAYLOAD;
+            if usize::try_from(w.size).is_ok_and(|size| size > payload) {
+                return Err(Malformed::Body { unique });
+            }
+            Operation::Write {
+                offset: w.offset,
+                size: w.size,
+            }
+        }
+        opcode::INIT => init(rest, unique)?,
+        opcode::SETATTR => {
+            let s: abi::SetattrIn = body(rest, unique)?;
+            Operation::Setattr(Setattr {
+                valid: s.valid,
+                size: s.size,
+                mode: s.mode,
+                uid: s.uid,
+                gid: s.gid,
+                atime: (s.atime, s.atimensec),
+                mtime: (s.mtime, s.mtimensec),
+            })
+        }
+        opcode::OPEN => {
+            let o: abi::OpenIn = body(rest, unique)?;
+            Operation::Open { flags: o.flags }
+        }
+        opcode::FALLOCATE => {
+            let f: abi::FallocateIn = body(rest, unique)?;
+            Operation::Fallocate {
+                mode: f.mode,
+                offset: f.offset,
+                length: f.length,
+            }
+        }
+        opcode::LSEEK => {
+            let l: abi::LseekIn = body(rest, unique)?;
+            Operation::Lseek {
+                offset: l.offset,
+                whence: l.whence,
+            }
+        }
+        opcode::GETATTR => Operation::Getattr,
+        opcode::LOOKUP => Operation::Lookup,
+        opcode::RELEASE => Operation::Release,
+        opcode::FLUSH => Operation::Flush,
+        opcode::FSYNC => Operation::Fsync,
+        opcode::STATFS => Operation::Statfs,
+        opcode::DESTROY => Operation::Destroy,
+        opcode::FORGET | opcode::BATCH_FORGET | opcode::INTERRUPT => Operation::Silent,
+        opcode => Operation::Unknown { opcode },
+    };
+    Ok(Request { unique, operation })
+}
+
+/// INIT grew with the protocol: kernels before 7.36 send 16 bytes, later ones 64.
+fn init(rest: &[u8], unique: u64) -> Result<Operation, Malformed> {
+    let mut whole = [0u8; size_of::<abi::InitIn>()];
+    if rest.len() < 16 {
+        return Err(Malformed::Body { unique });
+    }
+    let len = rest.len().min(whole.len());
+    whole[..len].copy_from_slice(&rest[..len]);
+    let i: abi::InitIn = body(&whole, unique)?;
+    let mut flags = u64::from(i.flags);
+    if flags & abi::init::INIT_EXT != 0 {
+        flags |= u64::from(i.flags2) << 32;
+    }
+    Ok(Operation::Init {
+        major: i.major,
+        minor: i.minor,
+        max_readahead: i.max_readahead,
+        flags,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use zerocopy::IntoBytes;
+
+    use super::*;
+
+    fn request(opcode: u32, body: &[u8]) -> Vec<u8> {
+        let header = InHeader {
+            len: (IN_HEADER + body.len()) as u32,
+            opcode,
+            unique: 0xdead_beef_0000_0001,
+            ..InHeader::default()
+        };
+        [header.as_bytes(), body].concat()
+    }
+
+    #[test]
+    fn unique_keeps_its_64_bits() {
+        let parsed = parse(&request(opcode::GETATTR, &[])).unwrap();
+        assert_eq!(parsed.unique, 0xdead_beef_0000_0001);
+    }
+
+    #[test]
+    fn a_length_that_disagrees_is_told_from_a_short_body() {
+        let mut bytes = request(opcode::READ, &[0; 40]);
+        bytes.push(0);
+        assert_eq!(
+            parse(&bytes),
+            Err(Malformed::Length {
+                read: 81,
+                said: Some(80)
+            })
+        );
+        assert!(matches!(
+            parse(&bytes[..39]),
+            Err(Malformed::Length { said: None, .. })
+        ));
+        let short = request(opcode::READ, &[0; 39]);
+        assert_eq!(
+            parse(&short),
+            Err(Malformed::Body {
+                unique: 0xdead_beef_0000_0001
+            })
+        );
+    }
+
+    #[test]
+    fn a_write_with_less_data_than_it_says_is_refused() {
+        let w = abi::WriteIn {
+            size: 4096,
+            ..abi::WriteIn::default()
+        };
+        let whole = [w.as_bytes(), &[0; 4096]].concat();
+        assert!(parse(&request(opcode::WRITE, &whole)).is_ok());
+        let short = request(opcode::WRITE, &whole[..whole.len() - 1]);
+        assert!(matches!(parse(&short), Err(Malformed::Body { .. })));
+    }
+
+    #[test]
+    fn an_old_short_init_is_understood() {
+        let body: Vec<u8> = [7u32, 31, 65536, 1 << 22]
+            .iter()
+            .flat_map(|w| w.to_ne_bytes())
+            .collect();
+        let Operation::Init { minor, flags, .. } =
+            parse(&request(opcode::INIT, &body)).unwrap().operation
+        else {
+            panic!("not an INIT")
+        };
+        assert_eq!((minor, flags), (31, abi::init::MAX_PAGES));
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = parse(&bytes);
+        }
+
+        #[test]
+        fn arbitrary_bodies_never_panic_and_keep_their_name(op in 0u32..60, body in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let unique = match parse(&request(op, &body)) {
+                Ok(r) => r.unique,
+                Err(Malformed::Body { unique }) => unique,
+                Err(Malformed::Length { .. }) => panic!("the length is right"),
+            };
+            prop_assert_eq!(unique, 0xdead_beef_0000_0001);
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! The hot path allocates nothing: from the read of a request to the write of its reply, over a real mount. Needs root.
+#![allow(missing_docs, unsafe_code, clippy::unwrap_used)]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use diskfuse_block::drivers::{FileConfig, NullConfig, open_file, open_null};
+use diskfuse_block::{Graph, Node};
+use diskfuse_fuse::{AllowOther, DEFAULT_MAX_BACKGROUND, Export, ExportOptions};
+use diskfuse_ring::{Choice, Config, IoThread, Polling};
+
+/// Counts every allocation of the process.
+struct Counting;
+
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+// SAFETY: everything is handed on to the system's allocator as it came.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's promises are the system allocator's.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: as above.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+const SIZE: u64 = 4 << 20;
+
+/// Serves `node` with one queue, runs `work` on the open file twice, and returns what the second time allocated.
+fn allocations(node: Arc<dyn Node>, work: impl Fn(&File)) -> u64 {
+    let folder = tempfile::tempdir().unwrap();
+    let mountpoint = folder.path().join("file");
+    File::create(&mountpoint).unwrap();
+    let graph = Graph::new();
+    graph.insert(Some("node"), node, &[]).unwrap();
+    let polling = Polling::DEFAULT;
+    let config = Config {
+        choice: Choice::Uring,
+        polling,
+    };
+    let thread = IoThread::spawn("queue0", config).unwrap();
+    let options = ExportOptions {
+        id: "export".into(),
+        mountpoint: mountpoint.clone(),
+        writable: true,
+        growable: false,
+        allow_other: AllowOther::Off,
+        max_background: DEFAULT_MAX_BACKGROUND,
+    };
+    let mailboxes = [thread.mailbox().clone()];
+    // Dropped at the end, also of a failure: then nothing stays mounted.
+    let export = Export::start(options, &graph, "node", &mailboxes, Box::new(|_| ())).unwrap();
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .open(&mountpoint)
+        .unwrap();
+    work(&file);
+    let before = ALLOCATIONS.load(Ordering::Relaxed);
+    work(&file);
+    let after = ALLOCATIONS.load(Ordering::Relaxed);
+    drop(file);
+    export.stop().unwrap();
+    after - before
+}
+
+fn reads_and_writes(file: &File) {
+    let mut page = [7u8; 4096];
+    for n in 0..3000u64 {
+        let at = n * 37 % (SIZE / 4096) * 4096;
+        assert_eq!(file.read_at(&mut page, at).unwrap(), page.len());
+        assert_eq!(file.write_at(&page, at).unwrap(), page.len());
+    }
+}
+
+// One test, as the counter is the process's.
+#[test]
+fn reads_and_writes_over_a_mount_allocate_nothing() {
+    let null = NullConfig {
+        size: SIZE,
+        ..NullConfig::default()
+    };
+    assert_eq!(
+        allocations(open_null(&null).unwrap(), reads_and_writes),
+        0,
+        "null"
+    );
+
+    let image = tempfile::NamedTempFile::new().unwrap();
+    image.as_file().set_len(SIZE).unwrap();
+    for direct in [false, true] {
+        let filename = image.path().to_owned();
+        let config = FileConfig {
+            filename,
+            direct,
+            ..FileConfig::default()
+        };
+        let node = open_file(&config).unwrap();
+        assert_eq!(
+            allocations(node, reads_and_writes),
+            0,
+            "file, cache.direct={direct}"
+        );
+    }
+}

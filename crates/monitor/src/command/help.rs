@@ -1,0 +1,120 @@
+//! The texts of `--help` and of `--object help`. Never printed from here.
+
+use std::fmt::Write;
+
+use super::HelpTopic;
+use crate::object::DEFAULT_POLL_MAX_NS;
+
+/// `{name}` stands for the word the program was called by.
+const PROGRAM: &str = "\
+Usage: {name} OPTION...
+Show disk images as plain files. Understands the command line of qemu-storage-daemon.
+
+A node is a disk: `--blockdev` makes one and names it. An export shows a node: `--export` mounts it over a file. The
+options are carried out in the order given, so a node stands in front of whatever uses it. The program runs until it
+gets SIGTERM or SIGINT; then it writes everything back, unmounts and ends.
+
+Arguments are KEY=VALUE lists (`a=b,c.d=e,list.0=x,list.1=y`; `,,` is a comma inside a value) or JSON objects
+(`{\"a\": \"b\"}`).
+
+Nodes
+  --blockdev [driver=]DRIVER,node-name=NAME[,KEY=VALUE...]
+      For every driver:
+        read-only=on|off             refuse writes (off)
+        auto-read-only=on|off        fall back to read-only where writing is not possible (off)
+        cache.direct=on|off          go around the page cache (off)
+        cache.no-flush=on|off        never flush: fast, and loses data in a crash (off)
+        discard=ignore|unmap         give the space of discarded ranges back (ignore)
+        detect-zeroes=off|on|unmap   turn writes of zeroes into write-zeroes requests (off)
+        force-share=on|off           bear with others who write to the image (off)
+      Drivers:
+        file, host_device            filename=PATH [,aio=threads|native|io_uring] [,locking=auto|on|off]
+                                     [,drop-cache=on|off]
+        raw                          file=NODE or file.driver=...,file.KEY=... [,offset=BYTES] [,size=BYTES]
+        null-co, null-aio            [size=BYTES] [,latency-ns=N] [,read-zeroes=on|off]
+      BYTES may end in k, M, G, T, P or E.
+
+Exports
+  --export [type=]fuse,id=ID,node-name=NAME,mountpoint=FILE[,KEY=VALUE...]
+        writable=on|off              let others write (off)
+        growable=on|off              let writes past the end make the disk larger (off)
+        allow-other=auto|on|off      let other users open the file (auto: if the system allows it)
+        threads=N                    serve with N threads of its own, 1 to 64, one queue each
+        iothread=ID                  serve from this iothread
+        iothread.0=ID,iothread.1=ID  serve from each of these, one queue each
+        fixed-iothread=on|off        fail if the node cannot move to the iothread (off)
+        max-background=N             asynchronous requests that the kernel may have waiting, 1 to 65535
+
+Helpers
+  --object [qom-type=]iothread,id=ID[,KEY=VALUE...]
+                                     a thread that exports can share; `--object iothread,help` lists its keys
+
+The process
+  --daemonize                        return once everything is up, and go on in the background
+  --pidfile PATH                     write the process id there once everything is up
+  --log LEVEL                        what to say on stderr: error, warn, info, debug or trace
+  --event-loop auto|io_uring|epoll   what to wait for events with (auto: io_uring where the kernel allows it)
+  -h, --help                         show this and end
+  -V, --version                      show the version and end
+
+Examples
+  Show an image, read-only, until Ctrl-C:
+    touch /tmp/disk
+    {name} --blockdev file,filename=disk.img,node-name=disk,read-only=on \\
+        --export fuse,id=show,node-name=disk,mountpoint=/tmp/disk
+  The second partition alone, writable, on four threads, in the background:
+    {name} --daemonize --pidfile /run/disk.pid \\
+        --blockdev raw,node-name=part,offset=1G,size=20G,file.driver=file,file.filename=disk.img,cache.direct=on \\
+        --export fuse,id=part,node-name=part,mountpoint=/tmp/part,writable=on,threads=4
+  Two exports that share one thread, the node in JSON:
+    {name} --object iothread,id=io \\
+        --blockdev '{\"driver\": \"null-co\", \"node-name\": \"zero\", \"size\": 1048576, \"read-zeroes\": true}' \\
+        --export fuse,id=a,node-name=zero,mountpoint=/tmp/a,iothread=io \\
+        --export fuse,id=b,node-name=zero,mountpoint=/tmp/b,iothread=io
+";
+
+impl HelpTopic {
+    /// The text for standard output, with a newline at its end. `name` is the word the program was called by.
+    pub fn text(self, name: &str) -> String {
+        match self {
+            Self::Program => PROGRAM.replace("{name}", name),
+            Self::Objects => "Objects that can be made:\n  iothread\n".to_owned(),
+            Self::Iothread => iothread(),
+        }
+    }
+}
+
+fn iothread() -> String {
+    let properties = [
+        (
+            "aio-max-batch",
+            "requests handed to the kernel at once at most; 0: the event loop chooses",
+            0,
+        ),
+        (
+            "poll-grow",
+            "factor by which a busy wait that was too short grows; 0: the event loop chooses",
+            0,
+        ),
+        (
+            "poll-max-ns",
+            "longest busy wait before the thread sleeps, in nanoseconds; 0: none",
+            DEFAULT_POLL_MAX_NS,
+        ),
+        (
+            "poll-shrink",
+            "divisor of a busy wait that was too long; 0: it ends",
+            0,
+        ),
+    ];
+    let mut text = "iothread options:\n".to_owned();
+    for (name, meaning, default) in properties {
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            text,
+            "  {:<20}{meaning} ({default})",
+            format!("{name}=<int>")
+        );
+    }
+    text
+}

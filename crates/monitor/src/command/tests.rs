@@ -1,0 +1,200 @@
+use std::os::unix::ffi::OsStringExt;
+
+use super::*;
+use crate::object::IothreadOptions;
+
+fn read(words: &[&str]) -> Result<Vec<Directive>, Error> {
+    parse(words.iter().map(OsString::from))
+}
+
+fn message(words: &[&str]) -> String {
+    read(words).map_or_else(
+        |error| error.to_string(),
+        |directives| panic!("{words:?}: {directives:?}"),
+    )
+}
+
+#[test]
+fn directives_keep_the_order_of_the_command_line() {
+    let directives = read(&[
+        "--object",
+        "iothread,id=a",
+        "--daemonize",
+        "--blockdev=null-co,node-name=n",
+        "--pidfile",
+        "/p",
+        "--export",
+        "fuse,id=e,node-name=n,mountpoint=m",
+        "--log=debug",
+        "--object=iothread,id=b",
+        "--event-loop",
+        "epoll",
+    ])
+    .unwrap();
+    let id = |directive: &Directive| match directive {
+        Directive::Object(ObjectOptions::Iothread(IothreadOptions { id, .. })) => id.clone(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(id(&directives[0]), "a");
+    assert_eq!(directives[1], Directive::Daemonize);
+    assert!(
+        matches!(&directives[2], Directive::Blockdev(node) if node.node_name.as_deref() == Some("n"))
+    );
+    assert_eq!(directives[3], Directive::PidFile("/p".into()));
+    assert!(matches!(&directives[4], Directive::Export(export) if export.id == "e"));
+    assert_eq!(directives[5], Directive::Log("debug".to_owned()));
+    assert_eq!(id(&directives[6]), "b");
+    assert_eq!(directives[7], Directive::EventLoop(EventLoop::Epoll));
+    assert_eq!(directives.len(), 8);
+    assert_eq!(read(&[]), Ok(Vec::new()));
+}
+
+#[test]
+fn abbreviations_that_qemu_understands_keep_their_meaning() {
+    assert_eq!(read(&["--d"]), Ok(vec![Directive::Daemonize]));
+    assert_eq!(read(&["--pid=x"]), Ok(vec![Directive::PidFile("x".into())]));
+    assert_eq!(
+        read(&["--l", "info"]),
+        Ok(vec![Directive::Log("info".to_owned())])
+    );
+    assert!(message(&["--e", "fuse"]).starts_with("--e fuse: Parameter 'id' is missing"));
+    assert_eq!(
+        read(&["--ev", "auto"]),
+        Ok(vec![Directive::EventLoop(EventLoop::Auto)])
+    );
+    assert!(matches!(
+        read(&["--=x"]),
+        Err(Error::AmbiguousOption { .. })
+    ));
+}
+
+#[test]
+fn help_and_version_win_over_what_follows_and_over_bad_arguments() {
+    for words in [
+        ["--help", "--nope"],
+        ["-h", "--nope"],
+        ["-hV", "x"],
+        ["--blockdev=nope", "--help"],
+    ] {
+        assert_eq!(
+            read(&words),
+            Ok(vec![Directive::Help(HelpTopic::Program)]),
+            "{words:?}"
+        );
+    }
+    assert_eq!(read(&["-V"]), Ok(vec![Directive::Version]));
+    assert_eq!(
+        read(&["--object", "help"]),
+        Ok(vec![Directive::Help(HelpTopic::Objects)])
+    );
+    assert_eq!(
+        read(&["--object", "iothread,help"]),
+        Ok(vec![Directive::Help(HelpTopic::Iothread)])
+    );
+    assert_eq!(
+        message(&["--nope", "--help"]),
+        "unrecognized option '--nope'"
+    );
+}
+
+#[test]
+fn errors_repeat_the_words_of_the_user() {
+    let unexpected = "Parameter 'foo' is unexpected";
+    assert_eq!(
+        message(&["--b", "null-co,foo=1"]),
+        format!("--b null-co,foo=1: {unexpected}")
+    );
+    assert_eq!(
+        message(&["--blockdev=null-co,foo=1"]),
+        format!("--blockdev=null-co,foo=1: {unexpected}")
+    );
+    assert_eq!(
+        message(&["--event-loop", "epol"]),
+        "--event-loop epol: Parameter 'event-loop' does not accept value 'epol' (did you mean 'epoll'?)"
+    );
+}
+
+#[test]
+fn a_message_never_carries_control_characters_or_all_of_a_huge_argument() {
+    let shown = message(&["--blockdev", "\x1b[31m\n"]);
+    assert!(!shown.contains(char::is_control), "{shown:?}");
+    assert!(message(&["--blockdev", &"x".repeat(1_000_000)]).len() < 5_000);
+}
+
+#[test]
+fn unknown_options_come_with_the_nearest() {
+    assert_eq!(
+        message(&["--bockdev", "x"]),
+        "unrecognized option '--bockdev' (did you mean '--blockdev'?)"
+    );
+    assert_eq!(
+        message(&["-blockdev", "x"]),
+        "invalid option -- 'b' (did you mean '--blockdev'?)"
+    );
+    assert_eq!(message(&["-x"]), "invalid option -- 'x'");
+    assert_eq!(message(&["disk.img"]), "disk.img: Unexpected argument");
+    assert_eq!(message(&["-"]), "-: Unexpected argument");
+    assert_eq!(message(&["--", "x"]), "x: Unexpected argument");
+    assert_eq!(read(&["--"]), Ok(Vec::new()));
+}
+
+#[test]
+fn options_that_only_qemu_has_say_so() {
+    for option in ["--chardev", "--monitor", "--nbd-server", "--trace"] {
+        assert_eq!(
+            message(&[option, "x"]),
+            format!("`{option}` is not built into this version yet")
+        );
+    }
+    assert_eq!(message(&["-T", "x"]), message(&["-Tx"]));
+}
+
+#[test]
+fn an_argument_that_is_not_text_is_named() {
+    let words = [
+        OsString::from("--blockdev"),
+        OsString::from_vec(b"file,filename=\xff".to_vec()),
+    ];
+    let error = parse(words.into_iter()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        r"argument 2 is not valid UTF-8: file,filename=\xff"
+    );
+}
+
+#[test]
+fn the_examples_of_the_help_are_valid() {
+    let help = HelpTopic::Program.text("diskfuse");
+    let (_, examples) = help.split_once("Examples\n").unwrap();
+    let joined = examples.replace("\\\n", " ");
+    let commands: Vec<&str> = joined
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("diskfuse "))
+        .collect();
+    assert_eq!(commands.len(), 3);
+    for command in commands {
+        let quoted: Vec<&str> = command.split('\'').collect();
+        let words = quoted.iter().enumerate().flat_map(|(place, part)| {
+            if place % 2 == 1 {
+                vec![*part]
+            } else {
+                part.split_whitespace().collect()
+            }
+        });
+        let words: Vec<&str> = words.collect();
+        assert!(
+            read(&words).is_ok_and(|directives| directives.len() >= 2),
+            "{words:?}: {:?}",
+            read(&words)
+        );
+    }
+}
+
+#[test]
+fn the_help_names_every_property_of_an_iothread() {
+    let help = HelpTopic::Iothread.text("diskfuse");
+    for property in ["poll-max-ns", "poll-grow", "poll-shrink", "aio-max-batch"] {
+        assert!(help.contains(property), "{property}");
+    }
+    assert!(HelpTopic::Objects.text("diskfuse").contains("iothread"));
+}

@@ -1,0 +1,134 @@
+//! What `--object` says: helpers that nodes and exports refer to by id. Makes none of them.
+
+use crate::error::Error;
+use crate::fields::{Fields, Tree};
+
+/// One object: the argument of `--object` (`ObjectOptions` in QEMU's `qapi/qom.json`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ObjectOptions {
+    /// `iothread`: a thread with an event loop.
+    Iothread(IothreadOptions),
+}
+
+/// Properties of an iothread (`IothreadProperties` in QEMU's `qapi/qom.json`). All numbers go up to `i64::MAX`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IothreadOptions {
+    /// The iothread's name: a letter, then letters, digits, `-`, `.` and `_`.
+    pub id: String,
+    /// The longest busy wait for events before the thread sleeps, in nanoseconds; 0: never waits busily.
+    /// Default: [`DEFAULT_POLL_MAX_NS`].
+    pub poll_max_ns: u64,
+    /// By what the busy wait is multiplied when it was too short; 0: the event loop chooses. Default: 0.
+    pub poll_grow: u64,
+    /// By what the busy wait is divided when it was too long; 0: it is set to zero at once. Default: 0.
+    pub poll_shrink: u64,
+    /// How many requests are handed to the kernel in one batch at most; 0: the event loop chooses. Default: 0.
+    pub aio_max_batch: u64,
+}
+
+/// How long an iothread waits busily when nothing is said, in nanoseconds (what QEMU does).
+pub const DEFAULT_POLL_MAX_NS: u64 = 32_768;
+
+/// Types of object that `qemu-storage-daemon` knows (its `--object help`).
+const KNOWN_TO_QEMU: &[&str] = &[
+    "authz-list",
+    "authz-list-file",
+    "authz-simple",
+    "iothread",
+    "main-loop",
+    "pr-manager-helper",
+    "secret",
+    "secret_keyring",
+    "thread-context",
+    "throttle-group",
+    "tls-creds-anon",
+    "tls-creds-psk",
+    "tls-creds-x509",
+];
+
+/// What the argument of `--object` may ask for.
+#[derive(Debug)]
+pub(crate) enum Request {
+    /// An object.
+    Object(ObjectOptions),
+    /// The properties of an iothread.
+    IothreadHelp,
+    /// Which objects there are.
+    Help,
+}
+
+impl ObjectOptions {
+    /// Reads the argument of `--object`, in either syntax. Help (`iothread,help`) is refused here; the command line
+    /// serves it.
+    ///
+    /// # Errors
+    /// The first mistake, in the words of `qemu-storage-daemon`.
+    pub fn parse(argument: &str) -> Result<Self, Error> {
+        match Request::parse(argument)? {
+            Request::Object(object) => Ok(object),
+            Request::Help | Request::IothreadHelp => Err(Error::NoHelp),
+        }
+    }
+}
+
+impl Request {
+    pub(crate) fn parse(argument: &str) -> Result<Self, Error> {
+        let tree = Tree::read(argument, "qom-type")?;
+        let mut fields = tree.fields_despite_help();
+        let kind = fields.text("qom-type")?;
+        match kind {
+            Some("iothread") if tree.help => return Ok(Self::IothreadHelp),
+            _ if tree.help => return Ok(Self::Help),
+            Some("iothread") => (),
+            Some(kind) if KNOWN_TO_QEMU.contains(&kind) => {
+                return Err(Error::NotBuilt {
+                    what: format!("object type '{kind}'"),
+                });
+            }
+            Some(kind) => {
+                return Err(fields.bad_value("qom-type", kind, KNOWN_TO_QEMU.iter().copied()));
+            }
+            None => {
+                return Err(Error::Missing {
+                    name: "qom-type".to_owned(),
+                });
+            }
+        }
+        IothreadOptions::read(fields)
+            .map(|iothread| Self::Object(ObjectOptions::Iothread(iothread)))
+    }
+}
+
+impl IothreadOptions {
+    fn read(mut fields: Fields<'_>) -> Result<Self, Error> {
+        let id = fields.identifier("id")?;
+        let id = fields.require("id", id)?.to_owned();
+        let poll_max_ns = read_property(&mut fields, "poll-max-ns")?.unwrap_or(DEFAULT_POLL_MAX_NS);
+        let poll_grow = read_property(&mut fields, "poll-grow")?.unwrap_or(0);
+        let poll_shrink = read_property(&mut fields, "poll-shrink")?.unwrap_or(0);
+        let aio_max_batch = read_property(&mut fields, "aio-max-batch")?.unwrap_or(0);
+        fields.not_built(&["thread-pool-min", "thread-pool-max"])?;
+        fields.finish()?;
+        Ok(Self {
+            id,
+            poll_max_ns,
+            poll_grow,
+            poll_shrink,
+            aio_max_batch,
+        })
+    }
+}
+
+fn read_property(fields: &mut Fields<'_>, name: &'static str) -> Result<Option<u64>, Error> {
+    let Some(number) = fields.integer(name)? else {
+        return Ok(None);
+    };
+    u64::try_from(number)
+        .map(Some)
+        .map_err(|_| Error::PropertyRange {
+            name: fields.full_name(name),
+        })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,43 @@
+//! The harness of the end-to-end tests: starts the real program on real mounts, runs real tools against it with a time
+//! limit each, and takes everything away again however a test ends. It must never wait without a limit, never skip a
+//! test because a tool is missing, and never touch a process or a mount that a test of this run did not make.
+//!
+//! A test is written once and runs on both event loops: see [`on_both_loops`].
+
+// A harness speaks by panicking: that is how a test fails.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod bed;
+mod binary;
+mod daemon;
+mod disks;
+mod listing;
+mod load;
+pub mod mounts;
+pub mod process;
+mod raw_io;
+mod tool;
+
+pub use bed::{Bed, EventLoop, on_both_loops, on_each, once};
+pub use binary::diskfuse;
+pub use daemon::{Daemon, Ended};
+pub use disks::{LoopDevice, SmallFs};
+pub use listing::{Listed, await_listed, listed};
+pub use load::{Fio, Writers, fio_report};
+pub use raw_io::{Aligned, pattern};
+pub use tool::{Output, Running, Tool};
+
+use std::time::{Duration, Instant};
+
+/// Looks until `done`, at most for `limit`; fails with `what` was waited for.
+#[track_caller]
+pub fn wait_until(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
+    let end = Instant::now() + limit;
+    while !done() {
+        assert!(
+            Instant::now() < end,
+            "waited {limit:?} in vain until {what}"
+        );
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
