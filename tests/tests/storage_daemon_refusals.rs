@@ -46,7 +46,7 @@ fn wrong_nodes_are_refused_in_the_words_that_scripts_match() {
                 "Parameter 'driver' does not accept value 'fil' (did you mean 'file'?)",
             ),
             (
-                "qcow2,node-name=d,file.driver=file,file.filename={}/i",
+                "vmdk,node-name=d,file.driver=file,file.filename={}/i",
                 "not built into this version",
             ),
             ("file,node-name=d", "Parameter 'filename' is missing"),
@@ -68,7 +68,7 @@ fn wrong_nodes_are_refused_in_the_words_that_scripts_match() {
             ),
             (
                 "raw,node-name=d,file=strange",
-                "Failed to find node with node-name='strange'",
+                "Cannot find device='strange' nor node-name='strange'",
             ),
             (
                 "file,node-name=disk,filename={}/i",
@@ -82,7 +82,7 @@ fn wrong_nodes_are_refused_in_the_words_that_scripts_match() {
         }
         let slip = [&DISK[..], &["--blockdev", "raw,node-name=d,file=dsk"]].concat();
         let words = [
-            "Failed to find node with node-name='dsk'",
+            "Cannot find device='dsk' nor node-name='dsk'",
             "did you mean 'disk'?",
         ];
         daemon_refuses(bed, &slip, &words);

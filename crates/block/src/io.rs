@@ -28,10 +28,9 @@ async fn transfer(node: &dyn Node, access: Access, offset: u64, mut buf: Buf) ->
         let at = offset + done as u64;
         let left = window.len() - done;
         let extent = node.resolve(access, at, left as u64);
-        let len = match extent {
-            Extent::Host { len, .. } | Extent::Void { len } | Extent::Work { len } => len,
-        };
-        let len = usize::try_from(len).unwrap_or(usize::MAX).min(left);
+        let len = usize::try_from(extent.len())
+            .unwrap_or(usize::MAX)
+            .min(left);
         if len == 0 {
             buf.set_window(window);
             return (Err(resolved_nothing(node, at)), buf);
@@ -40,8 +39,24 @@ async fn transfer(node: &dyn Node, access: Access, offset: u64, mut buf: Buf) ->
         buf.set_window(start..start + len);
         let result;
         (result, buf) = match (extent, access) {
-            (Extent::Host { file, offset, .. }, Access::Read) => file.read(offset, buf).await,
-            (Extent::Host { file, offset, .. }, Access::Write) => file.write(offset, buf).await,
+            (
+                Extent::Host {
+                    file,
+                    offset,
+                    hold: _hold,
+                    ..
+                },
+                Access::Read,
+            ) => file.read(offset, buf).await,
+            (
+                Extent::Host {
+                    file,
+                    offset,
+                    hold: _hold,
+                    ..
+                },
+                Access::Write,
+            ) => file.write(offset, buf).await,
             (Extent::Void { .. }, Access::Read) => {
                 buf.as_mut_slice().fill(0);
                 (Ok(()), buf)

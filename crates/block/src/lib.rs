@@ -13,18 +13,22 @@
 pub mod drivers;
 mod error;
 pub mod graph;
+mod hold;
 mod host;
 pub mod io;
 mod lock;
 mod node;
 mod permissions;
+mod range_queue;
 
 pub use error::{Error, Kind, Result};
 pub use graph::Graph;
+pub use hold::{Grace, Hold, Holds, LANES, lane};
 pub use host::{Aio, Alignment, HostFile};
 pub use lock::Locking;
 pub use node::{Access, BlockStatus, Extent, Limits, LocalFuture, Node, Resize, Zeroes};
 pub use permissions::Permissions;
+pub use range_queue::{RangeQueue, Turn};
 
 /// Bytes of a sector: the unit of every disk's size.
 pub const SECTOR: u64 = 512;

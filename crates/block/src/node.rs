@@ -7,6 +7,7 @@ use std::pin::Pin;
 use diskfuse_ring::Buf;
 
 use crate::error::Result;
+use crate::hold::Hold;
 use crate::host::HostFile;
 use crate::permissions::Permissions;
 
@@ -23,7 +24,7 @@ pub enum Access {
 }
 
 /// Where the first bytes of a range are. Lengths are bytes, never zero, never more than was asked for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub enum Extent<'a> {
     /// Byte for byte in a host file: move them with [`HostFile::read`] or [`HostFile::write`], which cope with
     /// alignment and short transfers.
@@ -34,6 +35,8 @@ pub enum Extent<'a> {
         offset: u64,
         /// How many bytes.
         len: u64,
+        /// To be kept until the transfer is over.
+        hold: Hold<'a>,
     },
     /// Nothing is there: reads are zeroes, writes go nowhere.
     Void {
@@ -45,6 +48,19 @@ pub enum Extent<'a> {
         /// How many bytes.
         len: u64,
     },
+}
+
+impl Extent<'_> {
+    /// How many bytes it is about.
+    pub fn len(&self) -> u64 {
+        let (Extent::Host { len, .. } | Extent::Void { len } | Extent::Work { len }) = self;
+        *len
+    }
+
+    /// A node must not resolve nothing.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
 }
 
 /// What a range holds.
@@ -136,6 +152,14 @@ pub trait Node: Send + Sync {
 
     /// What the range from `offset` on holds, `len` bytes at most.
     fn block_status(&self, offset: u64, len: u64) -> LocalFuture<'_, Result<BlockStatus>>;
+
+    /// The node is not going to be used any more, and nothing is in flight: everything written is on stable storage when
+    /// it resolves, and what is kept for speed while the node is in use is put in order. Whoever owns the node calls it
+    /// before it drops it, those above first; it may be called again, but the node need not serve anything afterwards. A
+    /// node that is dropped without it, as in a crash, has lost nothing that was flushed.
+    fn close(&self) -> LocalFuture<'_, Result<()>> {
+        self.flush()
+    }
 
     /// The graph says what the users of this node, and of all nodes above it, do (`used`) and let others do beside
     /// them (`shared`); nobody else may call it. A node that holds something that other processes could hold as well

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use common::{BACKENDS, buffer, directory, image, open, pattern, read, run, write};
 use diskfuse_block::drivers::FileNode;
 use diskfuse_block::{
-    Access, BlockStatus, Error, Extent, Kind, Limits, LocalFuture, Node, Resize, Result, Zeroes, io,
+    Access, BlockStatus, Error, Extent, Hold, Kind, Limits, LocalFuture, Node, Resize, Result,
+    Zeroes, io,
 };
 use diskfuse_ring::Buf;
 
@@ -60,6 +61,7 @@ impl Node for Patchwork {
                 file: self.file.host(),
                 offset: Self::host_offset(offset),
                 len,
+                hold: Hold::none(),
             },
             1 => Extent::Void { len },
             _ => Extent::Work { len },

@@ -43,7 +43,10 @@ async fn requests(node: &dyn Node, mut buf: Buf, count: u64) -> Buf {
             0 => (n % 16 * 4096, Access::Read),
             _ => (n % 16 * 4096, Access::Write),
         };
-        let Extent::Host { file, offset, len } = node.resolve(access, offset, 4096) else {
+        let Extent::Host {
+            file, offset, len, ..
+        } = node.resolve(access, offset, 4096)
+        else {
             panic!("it is not plain");
         };
         assert_eq!(len, 4096);

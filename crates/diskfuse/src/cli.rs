@@ -1,16 +1,26 @@
 //! The command line of `diskfuse`, and nothing else: what may be written, what it means, what the help says.
 
+mod images;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+pub use images::{
+    CheckArgs, CommitArgs, ConvertArgs, CreateArgs, InfoArgs, MapArgs, RebaseArgs, Repair,
+    ResizeArgs, SnapshotArgs, SnapshotCommand,
+};
+
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use diskfuse_image::{Format, options};
 
 const EXAMPLES: &str = "\
 Examples:
-  diskfuse mount disk.img                    show disk.img, read-only, as disk.img.raw beside it
-  diskfuse mount -w disk.img /tmp/disk       show it writable as /tmp/disk
+  diskfuse mount vm.qcow2                    show its disk, read-only, as vm.qcow2.raw beside it
+  diskfuse mount -w vm.qcow2 /tmp/disk       show it writable as /tmp/disk
   diskfuse list                              what is shown, and how much goes through it
   diskfuse umount /tmp/disk                  write everything back and take it away
+  diskfuse create vm.qcow2 20G               make an empty image
+  diskfuse convert vm.img vm.qcow2           copy one into another format
   diskfuse qsd --help                        the command line of qemu-storage-daemon
 
 Exit codes: 0 done, 1 it failed (a message says why), 2 the command line is wrong.";
@@ -46,6 +56,24 @@ pub enum Command {
     Umount(UmountArgs),
     /// List what is shown by this user's daemons
     List(ListArgs),
+    /// Make an empty image
+    Create(CreateArgs),
+    /// Tell about an image
+    Info(InfoArgs),
+    /// Look whether an image is consistent, and repair it
+    Check(CheckArgs),
+    /// Snapshots inside an image
+    Snapshot(SnapshotArgs),
+    /// Tell where the data of a disk is
+    Map(MapArgs),
+    /// Change the size of a disk
+    Resize(ResizeArgs),
+    /// Merge an overlay into its backing file
+    Commit(CommitArgs),
+    /// Give an overlay another backing file
+    Rebase(RebaseArgs),
+    /// Copy an image into a new one of any format
+    Convert(ConvertArgs),
     /// Understand the command line of qemu-storage-daemon (also when called by that name)
     Qsd(QsdArgs),
 }
@@ -72,9 +100,14 @@ pub struct MountArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
     pub threads: Option<u8>,
 
-    /// What the image is; without it, an image that looks like another format is refused
+    /// What the image is, raw or qcow2 [default: what it looks like; then no write may make a raw one look like
+    /// something else]
     #[arg(long, value_name = "FORMAT", value_parser = parse_format)]
     pub format: Option<Format>,
+
+    /// Show a snapshot inside the image, read-only, by its name or id
+    #[arg(long, value_name = "NAME", conflicts_with = "writable")]
+    pub snapshot: Option<String>,
 
     /// Begin this many bytes into the image (suffixes k, M, G, T, P, E)
     #[arg(long, value_name = "BYTES", value_parser = parse_size)]
@@ -155,13 +188,6 @@ pub struct QsdArgs {
     pub arguments: Vec<OsString>,
 }
 
-/// The formats that can be read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
-    /// The image is the disk, byte for byte.
-    Raw,
-}
-
 /// How the host's page cache is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Cache {
@@ -202,42 +228,16 @@ pub enum EventLoop {
     Epoll,
 }
 
-/// Formats that people have and that this version cannot read.
-const NOT_BUILT: &[&str] = &["qcow", "qcow2", "qed", "vdi", "vhdx", "vmdk", "vpc", "luks"];
-
-fn parse_format(word: &str) -> Result<Format, String> {
-    match word {
-        "raw" => Ok(Format::Raw),
-        _ if NOT_BUILT.contains(&word) => Err(format!(
-            "format '{word}' is not built into this version yet; it reads: raw"
-        )),
-        _ => Err("not a format; this version reads: raw".to_owned()),
-    }
+pub(crate) fn parse_format(word: &str) -> Result<Format, String> {
+    Format::parse(word).map_err(|error| error.to_string())
 }
 
-/// A number of bytes with a suffix, a power of 1024.
+/// A whole number of bytes with a suffix, a power of 1024.
 fn parse_size(text: &str) -> Result<u64, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let suffix = text.get(digits.len()..).unwrap_or_default();
-    let shift = match suffix.to_ascii_lowercase().as_str() {
-        "" | "b" => 0,
-        "k" | "kib" => 10,
-        "m" | "mib" => 20,
-        "g" | "gib" => 30,
-        "t" | "tib" => 40,
-        "p" | "pib" => 50,
-        "e" | "eib" => 60,
-        _ => return Err(format!("'{suffix}' is not a unit; use k, M, G, T, P or E")),
-    };
-    let not_a_number = "not a whole number of bytes; examples: 1048576, 64k, 20G";
-    if digits.is_empty() || !digits.bytes().all(|digit| digit.is_ascii_digit()) {
-        return Err(not_a_number.to_owned());
+    if text.contains('.') {
+        return Err("not a whole number of bytes; examples: 1048576, 64k, 20G".to_owned());
     }
-    let bytes = digits.parse::<u64>().ok();
-    bytes
-        .and_then(|number| number.checked_mul(1 << shift))
-        .filter(|&bytes| i64::try_from(bytes).is_ok())
-        .ok_or_else(|| "larger than any disk".to_owned())
+    options::parse_size(text).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]
@@ -282,17 +282,6 @@ mod tests {
         ] {
             assert!(parse_size(text).is_err(), "{text}");
         }
-    }
-
-    #[test]
-    fn a_known_format_that_cannot_be_read_is_told_from_nonsense() {
-        assert_eq!(parse_format("raw"), Ok(Format::Raw));
-        assert!(parse_format("qcow2").unwrap_err().contains("not built"));
-        assert!(
-            parse_format("nonsense")
-                .unwrap_err()
-                .contains("not a format")
-        );
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use diskfuse_block::Graph;
 use diskfuse_fuse::{End, Export, ExportOptions};
-use diskfuse_ring::{Choice, Config, IoThread, Mailbox, Polling};
+use diskfuse_ring::{Choice, Config, IoThread, Mailbox, Polling, Ring};
 use rustix::process::{Resource, Rlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -83,6 +83,8 @@ pub struct Daemon {
     sender: Sender<Event>,
     /// A signal has come: no way back.
     ending: bool,
+    /// The nodes have been closed.
+    closed: bool,
     /// Some export did not end as it should; the first error.
     failed: Option<Error>,
 }
@@ -111,6 +113,7 @@ impl Daemon {
             events,
             sender,
             ending: false,
+            closed: false,
             failed: None,
         })
     }
@@ -174,8 +177,8 @@ impl Daemon {
         Server::start(&control::folder(), handler)
     }
 
-    /// Serves until the lifetime is over; then everything is drained, flushed and unmounted. The error is the first
-    /// thing that went wrong on the way out.
+    /// Serves until the lifetime is over; then everything is drained, flushed, unmounted and closed. The error is the
+    /// first thing that went wrong on the way out.
     pub fn run(&mut self) -> Result<()> {
         while !self.is_over() {
             match self.events.recv() {
@@ -186,7 +189,20 @@ impl Daemon {
         }
         // Whoever still asks learns that there is nobody any more.
         while self.events.try_recv().is_ok() {}
+        if !std::mem::replace(&mut self.closed, true)
+            && let Err(error) = close_nodes(&self.graph)
+        {
+            self.fail(error);
+        }
         self.failed.take().map_or(Ok(()), Err)
+    }
+
+    /// Notes what went wrong; the first of it ends up as the command's error.
+    fn fail(&mut self, error: Error) {
+        match self.failed {
+            None => self.failed = Some(error),
+            Some(_) => tracing::error!("{error}"),
+        }
     }
 
     fn is_over(&self) -> bool {
@@ -337,6 +353,51 @@ impl Entry {
             errors: stats.errors,
         }
     }
+}
+
+/// Closes every node that can be written, those above first: an image may have metadata to put in order. Nobody uses
+/// them any more. All are closed whatever happens; the error is the first one.
+fn close_nodes(graph: &Graph) -> Result<()> {
+    let mut nodes = Vec::new();
+    for name in names_from_above(graph) {
+        let node = graph.get(&name)?;
+        if !node.read_only() {
+            nodes.push((name, node));
+        }
+    }
+    if nodes.is_empty() {
+        return Ok(());
+    }
+    let ring = Ring::new(&Config::default())?;
+    let mut outcome = Ok(());
+    for (name, node) in nodes {
+        if let Err(error) = ring.block_on(node.close()) {
+            tracing::debug!(name, %error, "cannot close a node");
+            outcome = outcome.and(Err(error.into()));
+        }
+    }
+    outcome
+}
+
+/// The names of all nodes, each before those below it.
+fn names_from_above(graph: &Graph) -> Vec<String> {
+    let mut found = Vec::new();
+    for name in graph.names() {
+        add_from_below(graph, name, &mut found);
+    }
+    found.reverse();
+    found
+}
+
+/// Adds a node behind those below it, unless it is there already.
+fn add_from_below(graph: &Graph, name: String, found: &mut Vec<String>) {
+    if found.contains(&name) {
+        return;
+    }
+    for child in graph.children(&name).unwrap_or_default() {
+        add_from_below(graph, child, found);
+    }
+    found.push(name);
 }
 
 /// `count` threads with an event loop each, for one export alone.

@@ -5,6 +5,7 @@ mod cli;
 mod control;
 mod daemon;
 mod error;
+mod images;
 mod list;
 mod logging;
 mod mount;
@@ -32,6 +33,15 @@ fn main() -> ExitCode {
         Command::Mount(arguments) => report(mount::run(&arguments)),
         Command::Umount(arguments) => report(umount::run(&arguments)),
         Command::List(arguments) => report(list::run(&arguments)),
+        Command::Create(arguments) => report(images::create::run(&arguments)),
+        Command::Info(arguments) => report(images::info::run(&arguments)),
+        Command::Check(arguments) => report(images::check::run(&arguments)),
+        Command::Snapshot(arguments) => report(images::snapshot::run(&arguments)),
+        Command::Map(arguments) => report(images::map::run(&arguments)),
+        Command::Resize(arguments) => report(images::resize::run(&arguments)),
+        Command::Commit(arguments) => report(images::commit::run(&arguments)),
+        Command::Rebase(arguments) => report(images::rebase::run(&arguments)),
+        Command::Convert(arguments) => report(images::convert::run(&arguments)),
         Command::Qsd(arguments) => qsd::main("diskfuse qsd", arguments.arguments),
     }
 }

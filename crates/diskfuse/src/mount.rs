@@ -3,16 +3,15 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::Read;
-use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 
+use diskfuse_block::Graph;
 use diskfuse_block::drivers::{self, FileConfig, RawConfig};
-use diskfuse_block::{Graph, Locking};
 use diskfuse_fuse::{AllowOther, DEFAULT_MAX_BACKGROUND, ExportOptions};
-use diskfuse_ring::Choice;
+use diskfuse_image::OpenOptions;
+use diskfuse_qcow2::node::Qcow2Config;
+use diskfuse_ring::{Choice, Config, Polling, Ring};
 
 use crate::background::{self, Role};
 use crate::cli::{self, MountArgs};
@@ -54,59 +53,67 @@ pub fn run(arguments: &MountArgs) -> Result<ExitCode> {
     outcome.map(|()| ExitCode::SUCCESS)
 }
 
-/// Opens the image and returns the name of the node that shows it.
+/// Opens the image, whatever its format, and returns the name of the node that shows it.
 fn open_image(graph: &Graph, arguments: &MountArgs) -> Result<String> {
+    let options = open_options(arguments);
     // Absolute, because it is shown to others and the working directory changes. What cannot be found is opened by the
     // name that was typed, which gives the proper error.
     let image = &arguments.image;
-    let filename = image.canonicalize().unwrap_or_else(|_| image.clone());
-    let config = FileConfig {
-        aio: match arguments.aio {
-            cli::Aio::IoUring => diskfuse_block::Aio::IoUring,
-            cli::Aio::Threads => diskfuse_block::Aio::Threads,
-        },
-        direct: arguments.cache == cli::Cache::Direct,
-        no_flush: false,
-        read_only: !arguments.writable,
-        auto_read_only: false,
-        discard: match arguments.discard {
-            cli::Discard::Ignore => drivers::Discard::Ignore,
-            cli::Discard::Unmap => drivers::Discard::Unmap,
-        },
-        detect_zeroes: drivers::DetectZeroes::Off,
-        locking: Locking::Auto,
-        filename,
+    let name = match image.metadata() {
+        Ok(_) => std::path::absolute(image).unwrap_or_else(|_| image.clone()),
+        Err(_) => image.clone(),
     };
-    let is_device = image
-        .metadata()
-        .is_ok_and(|stat| stat.file_type().is_block_device());
-    let opened = match is_device {
-        true => drivers::open_host_device(&config),
-        false => drivers::open_file(&config),
-    };
-    let file = opened.map_err(|error| {
+    let ring = Ring::new(&Config {
+        choice: choice(arguments.event_loop),
+        polling: Polling::OFF,
+    })?;
+    let opened = ring.block_on(diskfuse_image::open(graph, &name, &options));
+    let opened = opened.map_err(|error| {
         let refused = arguments.writable && is_about_writing(&error);
-        match refused && File::open(&config.filename).is_ok() {
+        match refused && File::open(&name).is_ok() {
             true => Error::Refused(format!(
                 "{error}\nIt can be shown read-only: leave --writable out."
             )),
             false => error.into(),
         }
     })?;
-    if arguments.format.is_none() {
-        refuse_other_formats(&config.filename)?;
-    }
-    graph.insert(Some("file"), Arc::clone(&file) as _, &[])?;
     if arguments.offset.is_none() && arguments.size.is_none() {
-        return Ok("file".to_owned());
+        return Ok(opened.name);
     }
     let part = RawConfig {
         offset: arguments.offset.unwrap_or(0),
         size: arguments.size,
         read_only: false,
     };
-    let raw = drivers::open_raw(file, &part)?;
-    Ok(graph.insert(Some("raw"), raw, &["file"])?)
+    let raw = drivers::open_raw(opened.node, &part)?;
+    Ok(graph.insert(Some("part"), raw, &[&opened.name])?)
+}
+
+fn open_options(arguments: &MountArgs) -> OpenOptions {
+    let discard = arguments.discard == cli::Discard::Unmap;
+    OpenOptions {
+        format: arguments.format,
+        writable: arguments.writable,
+        file: FileConfig {
+            aio: match arguments.aio {
+                cli::Aio::IoUring => diskfuse_block::Aio::IoUring,
+                cli::Aio::Threads => diskfuse_block::Aio::Threads,
+            },
+            direct: arguments.cache == cli::Cache::Direct,
+            discard: match discard {
+                true => drivers::Discard::Unmap,
+                false => drivers::Discard::Ignore,
+            },
+            ..FileConfig::default()
+        },
+        qcow2: Qcow2Config {
+            discard,
+            snapshot: arguments.snapshot.clone(),
+            ..Qcow2Config::default()
+        },
+        backing: true,
+        name: Some("disk".to_owned()),
+    }
 }
 
 fn start_export(daemon: &mut Daemon, node: String, arguments: &MountArgs) -> Result<PathBuf> {
@@ -199,31 +206,4 @@ fn is_about_writing(error: &diskfuse_block::Error) -> bool {
     reasons
         .iter()
         .any(|reason| reason.raw_os_error() == error.errno())
-}
-
-/// How images of formats begin that this version cannot read.
-const BEGINNINGS: &[(&[u8], &str)] = &[
-    (b"QFI\xfb", "qcow2"),
-    (b"KDMV", "VMDK"),
-    (b"vhdxfile", "VHDX"),
-    (b"conectix", "VPC"),
-    (b"LUKS\xba\xbe", "LUKS"),
-];
-
-/// Showing the bytes of, say, a qcow2 image instead of its disk is never what is meant, unless somebody says so.
-fn refuse_other_formats(image: &Path) -> Result<()> {
-    let mut head = [0; 8];
-    // The image has been opened already; whatever this cannot read is as good as raw.
-    let read = File::open(image).and_then(|mut file| file.read_exact(&mut head));
-    let known = BEGINNINGS
-        .iter()
-        .find(|(begins, _)| head.starts_with(begins));
-    match known {
-        Some((_, format)) if read.is_ok() => Err(Error::Refused(format!(
-            "'{}' looks like a {format} image, and that format is not built into this version yet \
-             (--format raw shows its bytes as they are)",
-            image.display()
-        ))),
-        _ => Ok(()),
-    }
 }

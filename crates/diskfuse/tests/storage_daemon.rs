@@ -81,7 +81,7 @@ fn mistakes_in_nodes_are_told_with_the_option_as_typed() {
     assert_refused(
         &place,
         &["--blockdev", json],
-        "Failed to find node with node-name='nowhere'",
+        "Cannot find device='nowhere' nor node-name='nowhere'",
     );
     assert_eq!(place.names(), [""; 0]);
 }

@@ -156,6 +156,9 @@ pub enum Error {
         /// The parameter.
         name: String,
     },
+    /// Sizes or times of a cache that contradict each other or cannot be, as a whole sentence.
+    #[error("{0}")]
+    Caches(&'static str),
     /// Two parameters that contradict each other.
     #[error("Parameters '{first}' and '{second}' cannot be used together: {reason}")]
     Conflict {
@@ -193,7 +196,7 @@ pub enum Error {
     /// A driver, type or parameter that `qemu-storage-daemon` has and this version does not.
     #[error("{what} is not built into this version yet")]
     NotBuilt {
-        /// What, in words that start a message: `driver 'qcow2'`, `parameter 'pr-manager'`.
+        /// What, in words that start a message: `driver 'throttle'`, `parameter 'pr-manager'`.
         what: String,
     },
 

@@ -4,7 +4,7 @@ use std::num::{NonZeroU8, NonZeroU16};
 use std::path::PathBuf;
 
 use crate::error::Error;
-use crate::fields::{Fields, OnOffAuto, Tree};
+use crate::fields::{self, Fields, OnOffAuto, Tree};
 use crate::ident;
 
 /// The greatest number of queues of one export, and so of its own threads and of the iothreads in its list.
@@ -74,7 +74,7 @@ impl ExportOptions {
         let tree = Tree::read(argument, "type")?;
         let mut fields = tree.fields()?;
         let kind = fields.text("type")?;
-        check_type(&fields, fields.require("type", kind)?)?;
+        check_type(fields.require("type", kind)?)?;
         let id = fields.text("id")?;
         let id = fields.require("id", id)?;
         let fixed_iothread = fields.boolean("fixed-iothread")?.unwrap_or(false);
@@ -129,13 +129,17 @@ impl FuseExportOptions {
     }
 }
 
-fn check_type(fields: &Fields<'_>, kind: &str) -> Result<(), Error> {
+fn check_type(kind: &str) -> Result<(), Error> {
     match kind {
         "fuse" => Ok(()),
         _ if KNOWN_TO_QEMU.contains(&kind) => Err(Error::NotBuilt {
             what: format!("export type '{kind}'"),
         }),
-        _ => Err(fields.bad_value("type", kind, KNOWN_TO_QEMU.iter().copied())),
+        _ => Err(fields::bad_value(
+            "type",
+            kind,
+            KNOWN_TO_QEMU.iter().copied(),
+        )),
     }
 }
 

@@ -97,6 +97,20 @@ pub(crate) enum NameOrGroup<'t> {
     Group(Fields<'t>),
 }
 
+/// The error for a word that is not one of `accepted`. Names the member without its path, as QEMU does.
+pub(crate) fn bad_value<'c>(
+    name: &str,
+    value: &str,
+    accepted: impl Iterator<Item = &'c str>,
+) -> Error {
+    let nearest = suggest::nearest(value, accepted);
+    Error::BadValue {
+        name: name.to_owned(),
+        value: value.to_owned(),
+        nearest,
+    }
+}
+
 impl<'t> Fields<'t> {
     /// A member's full dotted path.
     pub(crate) fn full_name(&self, name: &str) -> String {
@@ -141,22 +155,7 @@ impl<'t> Fields<'t> {
         };
         match words.iter().find(|(word, _)| *word == text) {
             Some((_, meaning)) => Ok(Some(*meaning)),
-            None => Err(self.bad_value(name, text, words.iter().map(|(word, _)| *word))),
-        }
-    }
-
-    /// The error for a word that is not one of `accepted`.
-    pub(crate) fn bad_value<'c>(
-        &self,
-        name: &str,
-        value: &str,
-        accepted: impl Iterator<Item = &'c str>,
-    ) -> Error {
-        let nearest = suggest::nearest(value, accepted);
-        Error::BadValue {
-            name: self.full_name(name),
-            value: value.to_owned(),
-            nearest,
+            None => Err(bad_value(name, text, words.iter().map(|(word, _)| *word))),
         }
     }
 
@@ -192,7 +191,7 @@ impl<'t> Fields<'t> {
         };
         let bytes = u64::try_from(value);
         bytes.map(Some).map_err(|_| Error::OutOfRange {
-            name: self.full_name(name),
+            name: name.to_owned(),
             value,
         })
     }
@@ -225,6 +224,11 @@ impl<'t> Fields<'t> {
             Some(Value::Object(members)) => Ok(Some(self.inner(name, members))),
             Some(_) => Err(self.wrong_type(name, "object")),
         }
+    }
+
+    /// Whether the member is there and says that there is nothing, as only JSON can; it counts as asked for.
+    pub(crate) fn is_null(&mut self, name: &'static str) -> bool {
+        matches!(self.ask(name), Some(Value::Null))
     }
 
     /// A name, or a group in its place; `expected` is what QEMU calls the two together.

@@ -37,8 +37,8 @@ pub mod object;
 mod suggest;
 
 pub use blockdev::{
-    Aio, BlockDriver, BlockRef, BlockdevOptions, CacheOptions, DetectZeroes, Discard, FileOptions,
-    NullOptions, RawOptions,
+    Aio, BackingRef, BlockDriver, BlockRef, BlockdevOptions, CacheOptions, CacheSizes,
+    DetectZeroes, Discard, FileOptions, Metadata, NullOptions, Qcow2Options, RawOptions,
 };
 pub use command::{Directive, EventLoop, HelpTopic, parse as parse_command_line};
 pub use error::Error;

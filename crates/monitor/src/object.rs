@@ -1,7 +1,7 @@
 //! What `--object` says: helpers that nodes and exports refer to by id. Makes none of them.
 
 use crate::error::Error;
-use crate::fields::{Fields, Tree};
+use crate::fields::{self, Fields, Tree};
 
 /// One object: the argument of `--object` (`ObjectOptions` in QEMU's `qapi/qom.json`).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,7 +86,11 @@ impl Request {
                 });
             }
             Some(kind) => {
-                return Err(fields.bad_value("qom-type", kind, KNOWN_TO_QEMU.iter().copied()));
+                return Err(fields::bad_value(
+                    "qom-type",
+                    kind,
+                    KNOWN_TO_QEMU.iter().copied(),
+                ));
             }
             None => {
                 return Err(Error::Missing {

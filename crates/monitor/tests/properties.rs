@@ -168,7 +168,54 @@ fn node() -> impl Strategy<Value = Group> {
         ("file.driver", word(&["null-co", "file"]).boxed()),
         ("file.filename", text().boxed()),
         ("file.size", number().boxed()),
+        ("backing", word(&["", "b"]).boxed()),
+        ("cache-size", number().boxed()),
+        ("l2-cache-size", number().boxed()),
+        ("cache-clean-interval", number().boxed()),
+        ("overlap-check", word(&["none", "all", "some"]).boxed()),
+        ("encrypt.format", word(&["aes", "no"]).boxed()),
     ])
+}
+
+/// What `qcow2` takes.
+fn qcow2() -> Vec<(&'static str, BoxedStrategy<Parameter>)> {
+    vec![
+        ("backing", word(&["", "b"]).boxed()),
+        ("data-file", word(&["d"]).boxed()),
+        ("lazy-refcounts", boolean().boxed()),
+        ("pass-discard-request", boolean().boxed()),
+        ("pass-discard-snapshot", boolean().boxed()),
+        ("pass-discard-other", boolean().boxed()),
+        ("discard-no-unref", boolean().boxed()),
+        (
+            "overlap-check.template",
+            word(&["none", "constant", "cached", "all"]).boxed(),
+        ),
+        ("overlap-check.active-l2", boolean().boxed()),
+        (
+            "cache-clean-interval",
+            (0..1_000_i64)
+                .prop_map(|number| parameter(&number, number))
+                .boxed(),
+        ),
+    ]
+}
+
+/// Sizes that do not contradict each other.
+fn caches() -> impl Strategy<Value = Group> {
+    let size = || {
+        (0..i64::MAX)
+            .prop_map(|number| parameter(&number, number))
+            .boxed()
+    };
+    prop_oneof![
+        group(vec![("cache-size", size())]),
+        group(vec![
+            ("l2-cache-size", size()),
+            ("refcount-cache-size", size()),
+            ("l2-cache-entry-size", size()),
+        ]),
+    ]
 }
 
 /// As [`node`], but only what the driver takes, so that most are valid.
@@ -214,7 +261,15 @@ fn valid_node() -> impl Strategy<Value = Group> {
                 more.into_iter().chain(below).collect(),
             )
         });
-    let own = prop_oneof![null, file, raw];
+    let qcow2 = (text(), caches(), group(qcow2())).prop_map(|(name, caches, more)| {
+        let below = [
+            ("file.driver", parameter("file", "file")),
+            ("file.filename", name),
+        ];
+        let more = more.into_iter().chain(caches).chain(below).collect();
+        (parameter("qcow2", "qcow2"), more)
+    });
+    let own = prop_oneof![null, file, raw, qcow2];
     (common, own).prop_map(|(common, (driver, own)): (Group, (Parameter, Group))| {
         let start = [("driver", driver), ("node-name", parameter("n", "n"))];
         start.into_iter().chain(common).chain(own).collect()

@@ -184,9 +184,89 @@ fn mistakes_about_nodes_have_the_words_of_qemu() {
         "raw,file.filename=x",
         "raw,node-name=r,file.driver=null-co,file.x=1",
         "raw,node-name=r,file.driver=null-co,offset=-1",
+        "raw,node-name=r,file.driver=nul-co",
+        "raw,node-name=r,file.driver=null-co,file.discard=x",
+        "raw,node-name=r,file.driver=null-co,file.latency-ns=-1",
         "file,filename=x,aio=foo",
         "file,filename=x,locking=ON",
         "file,filename=x,drop-cache=foo",
+    ] {
+        same(&["--blockdev", argument]);
+    }
+}
+
+/// An empty image, in a folder that goes with it.
+fn an_image() -> (tempfile::TempDir, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("i.qcow2");
+    let made = Command::new("qemu-img")
+        .args(["create", "-q", "-f", "qcow2"])
+        .arg(&path)
+        .arg("1M")
+        .status();
+    let made = made.unwrap_or_else(|error| {
+        panic!("cannot run qemu-img: {error}; install qemu-utils (on Debian: apt-get install qemu-utils)")
+    });
+    assert!(made.success());
+    let path = path.to_str().unwrap().to_owned();
+    (folder, path)
+}
+
+#[test]
+fn mistakes_about_qcow2_nodes_have_the_words_of_qemu() {
+    let (_folder, image) = an_image();
+    let node = format!("qcow2,node-name=q,file.driver=file,file.filename={image}");
+    for more in [
+        "file=x",
+        "foo=1",
+        "lazy-refcounts=x",
+        "pass-discard-request=x",
+        "pass-discard-snapshot=1",
+        "pass-discard-other=x",
+        "discard-no-unref=x",
+        "overlap-check=x",
+        "overlap-check.template=x",
+        "overlap-check.template.x=x",
+        "overlap-check.active-l1=x",
+        "overlap-check.foo=on",
+        "overlap-check=none,overlap-check.template=none",
+        "cache-size=x",
+        "cache-size=-1",
+        "l2-cache-size=-5",
+        "refcount-cache-size=-1",
+        "l2-cache-entry-size=1X",
+        "cache-size=3,l2-cache-size=1,refcount-cache-size=2",
+        "cache-size=1,l2-cache-size=2",
+        "cache-size=1,refcount-cache-size=2",
+        "cache-clean-interval=x",
+        "cache-clean-interval=-1",
+        "cache-clean-interval=4294967296",
+        "encrypt=x",
+        "encrypt.foo=luks",
+        "encrypt.format=x",
+        "encrypt.format=luks,encrypt.x=1",
+        "encrypt.format=aes,encrypt.key-secret.x=1",
+        "data-file.driver=file",
+        "backing.driver=file",
+        "backing.driver=fil",
+        // Of several mistakes the same one is told.
+        "data-file.driver=x,encrypt=x,cache-size=x,overlap-check=x",
+        "discard-no-unref=x,pass-discard-other=x",
+        "l2-cache-entry-size=x,refcount-cache-size=x",
+    ] {
+        same(&["--blockdev", &format!("{node},{more}")]);
+    }
+    for argument in [
+        "qcow2",
+        "qcow2,node-name=q",
+        "raw,node-name=r,file.driver=qcow2,file.cache-size=x",
+        "{'driver':'qcow2','node-name':'q','file':null}",
+        "{'driver':'qcow2','node-name':'q','file':'f','backing':1}",
+        "{'driver':'qcow2','node-name':'q','file':'f','data-file':null}",
+        "{'driver':'qcow2','node-name':'q','file':'f','overlap-check':null}",
+        "{'driver':'qcow2','node-name':'q','file':'f','overlap-check':[]}",
+        "{'driver':'qcow2','node-name':'q','file':'f','encrypt':null}",
+        "{'driver':'qcow2','node-name':'q','file':'f','cache-size':'1'}",
     ] {
         same(&["--blockdev", argument]);
     }
@@ -255,6 +335,8 @@ fn mistakes_of_the_command_line_have_the_words_of_qemu() {
 /// in front of it.
 #[test]
 fn what_is_accepted_here_is_accepted_by_qemu() {
+    let (_folder, image) = an_image();
+    let qcow2 = format!("qcow2,node-name=n,file.driver=file,file.filename={image}");
     let file = std::env::current_exe().unwrap();
     let file = format!("filename={},read-only=on", file.display());
     let valid = [
@@ -298,6 +380,29 @@ fn what_is_accepted_here_is_accepted_by_qemu() {
         (
             "--blockdev",
             "{'driver':'raw','node-name':'n','file':{'driver':'null-co','size':4096}}".to_owned(),
+        ),
+        ("--blockdev", qcow2.clone()),
+        (
+            "--blockdev",
+            format!(
+                "{qcow2},lazy-refcounts=on,discard-no-unref=on,pass-discard-request=off,pass-discard-snapshot=on,\
+                 pass-discard-other=on,cache-size=1048576,l2-cache-size=65536,l2-cache-entry-size=4096,\
+                 cache-clean-interval=0,discard=unmap,detect-zeroes=unmap"
+            ),
+        ),
+        (
+            "--blockdev",
+            format!(
+                "{qcow2},backing.driver=null-co,overlap-check.template=cached,overlap-check.inactive-l2=on,\
+                 overlap-check.main-header=off,read-only=on"
+            ),
+        ),
+        (
+            "--blockdev",
+            format!(
+                "{{'driver':'qcow2','node-name':'n','file':{{'driver':'file','filename':'{image}'}},'backing':null,\
+                 'overlap-check':'all','l2-cache-size':4096}}"
+            ),
         ),
     ];
     for (option, argument) in valid {

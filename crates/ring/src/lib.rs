@@ -34,6 +34,7 @@ mod task;
 mod thread;
 mod timer;
 mod uring;
+mod words;
 
 pub use buf::{Buf, PAGE};
 pub use config::{Backend, Choice, Config, Counters};
@@ -52,3 +53,4 @@ pub use ring::Ring;
 pub use task::JoinHandle;
 pub use thread::IoThread;
 pub use timer::{Sleep, sleep};
+pub use words::Words;

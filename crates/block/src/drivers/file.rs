@@ -8,6 +8,7 @@ use diskfuse_ring::Buf;
 use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
+use crate::hold::Hold;
 use crate::host::{Aio, HostFile, HostKind, Options};
 use crate::lock::{ImageLock, Locking};
 use crate::node::{Access, BlockStatus, Extent, Limits, LocalFuture, Node, Resize, Zeroes};
@@ -190,6 +191,7 @@ impl Node for FileNode {
             file: &self.host,
             offset,
             len,
+            hold: Hold::none(),
         }
     }
 

@@ -153,6 +153,10 @@ impl Node for RawNode {
         self.child.flush()
     }
 
+    fn close(&self) -> LocalFuture<'_, Result<()>> {
+        self.child.close()
+    }
+
     fn resize(&self, size: u64, how: Resize, preallocate: bool) -> LocalFuture<'_, Result<()>> {
         if size == self.size() || (how == Resize::AtLeast && size < self.size()) {
             return Box::pin(std::future::ready(Ok(())));

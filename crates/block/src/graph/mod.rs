@@ -1,15 +1,19 @@
 //! The named nodes of a process: who is above whom, who uses what, and who must stop when something is about to
 //! change. It never does I/O, and its one lock is never held while somebody waits.
 
+mod claims;
 mod drain;
 mod names;
+mod place;
 mod state;
 
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
+pub use claims::ChildRole;
 pub use drain::{DrainHook, Drained};
+pub use place::Place;
 
 use crate::error::{Error, Kind, Result};
 use crate::node::Node;
@@ -38,23 +42,46 @@ impl Graph {
         Self::default()
     }
 
-    /// Adds a node above `children`, which are in the graph already, and returns its name. Without a name it gets
-    /// one (`#block` and a number), and goes when the last node above it is removed.
-    ///
-    /// [`Kind::Invalid`] if the name is not well-formed (a letter, then letters, digits, `-`, `.` and `_`, 31
-    /// characters at most), [`Kind::Exists`] if it is taken, [`Kind::NotFound`] for an unknown child.
+    /// Adds a node that shows what is in `children`, which are in the graph already, or a part of it
+    /// ([`ChildRole::Filtered`]). Returns and refuses as [`Graph::insert_above`] does.
     pub fn insert(
         &self,
         name: Option<&str>,
         node: Arc<dyn Node>,
         children: &[&str],
     ) -> Result<String> {
-        self.0.lock().insert(name, node, children)
+        let children: Vec<_> = children
+            .iter()
+            .map(|child| (*child, ChildRole::Filtered))
+            .collect();
+        self.insert_above(name, node, &children)
     }
 
-    /// The node of this name, else [`Kind::NotFound`] with the nearest name there is.
+    /// Adds a node above `children`, which are in the graph already, and returns its name. Without a name it gets
+    /// one (`#block` and a number), and goes when the last node above it is removed. A node whose children must not be
+    /// changed by others from the moment when they are first read is opened at a place that was
+    /// [reserved](Graph::reserve) before.
+    ///
+    /// [`Kind::Invalid`] if the name is not well-formed (a letter, then letters, digits, `-`, `.` and `_`, 31
+    /// characters at most), [`Kind::Exists`] if it is taken, [`Kind::NotFound`] for an unknown child; [`Kind::Busy`] or
+    /// [`Kind::ReadOnly`] if the node may not do with a child what the role says.
+    pub fn insert_above(
+        &self,
+        name: Option<&str>,
+        node: Arc<dyn Node>,
+        children: &[(&str, ChildRole)],
+    ) -> Result<String> {
+        let mut place = self.reserve(name, node.read_only())?;
+        for (child, role) in children {
+            place.stand_on(child, *role)?;
+        }
+        place.fill(node)
+    }
+
+    /// The node of this name, else [`Kind::NotFound`] with the nearest name there is, or [`Kind::Busy`] while it is being
+    /// opened.
     pub fn get(&self, name: &str) -> Result<Arc<dyn Node>> {
-        Ok(Arc::clone(&self.0.lock().entry(name)?.node))
+        self.0.lock().entry(name)?.node().cloned()
     }
 
     /// Removes a node, and those nodes below it that were never given a name and that nobody else needs.
@@ -74,14 +101,14 @@ impl Graph {
 
     /// The names of the nodes directly below a node.
     pub fn children(&self, name: &str) -> Result<Vec<String>> {
-        Ok(self.0.lock().entry(name)?.children.clone())
+        Ok(self.0.lock().entry(name)?.children())
     }
 
     /// The names of those who use a node itself, in the order in which they came.
     pub fn users(&self, name: &str) -> Result<Vec<String>> {
         let state = self.0.lock();
         let users = &state.entry(name)?.users;
-        Ok(users.iter().map(|u| u.name.clone()).collect())
+        Ok(users.iter().map(|u| u.name.to_string()).collect())
     }
 
     /// Makes `user` a user of the node for as long as the attachment lives. Refused, with both named, if it conflicts

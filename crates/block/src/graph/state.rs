@@ -1,9 +1,10 @@
-//! What the graph knows, under its one lock: nodes, edges, users. Permissions flow down: whoever uses a node uses what
-//! is below it. Everything here is bookkeeping but one thing: image locks follow the permissions.
+//! What the graph knows, under its one lock: nodes, edges, users. Everything here is bookkeeping but one thing: image
+//! locks follow the permissions.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use super::claims::{self, ChildRole, Claim, Holder};
 use super::drain::Brake;
 use super::{User, busy, names};
 use crate::error::{Error, Kind, Result};
@@ -12,25 +13,60 @@ use crate::permissions::Permissions;
 
 pub(super) struct UserEntry {
     id: u64,
-    pub(super) name: String,
+    pub(super) name: Arc<str>,
     perm: Permissions,
     shared: Permissions,
     brake: Arc<Brake>,
 }
 
+/// What stands at a place.
+enum Occupant {
+    /// It is being opened, to be written or not.
+    Opening { read_only: bool },
+    /// A node.
+    Node(Arc<dyn Node>),
+}
+
 pub(super) struct Entry {
-    name: String,
-    pub(super) node: Arc<dyn Node>,
-    pub(super) children: Vec<String>,
+    name: Arc<str>,
+    occupant: Occupant,
+    children: Vec<(Arc<str>, ChildRole)>,
     pub(super) users: Vec<UserEntry>,
     /// Nobody named it: it goes with the last node above it.
     nameless: bool,
     drains: usize,
 }
 
+impl Entry {
+    /// The node, unless it is still being opened.
+    pub(super) fn node(&self) -> Result<&Arc<dyn Node>> {
+        match &self.occupant {
+            Occupant::Node(node) => Ok(node),
+            Occupant::Opening { .. } => Err(busy(format!("Node '{}' is being opened", self.name))),
+        }
+    }
+
+    pub(super) fn children(&self) -> Vec<String> {
+        let children = self.children.iter();
+        children.map(|(child, _)| child.to_string()).collect()
+    }
+
+    fn read_only(&self) -> bool {
+        match &self.occupant {
+            Occupant::Opening { read_only } => *read_only,
+            Occupant::Node(node) => node.read_only(),
+        }
+    }
+
+    fn is_above(&self, name: &str) -> bool {
+        self.children.iter().any(|(child, _)| **child == *name)
+    }
+}
+
 /// Nodes are few (hundreds), and none of this is on the way of a request: lists do.
 #[derive(Default)]
 pub(super) struct State {
+    /// In the order of insertion, so that each node stands behind those below it.
     entries: Vec<Entry>,
     next_name: u64,
     next_user: u64,
@@ -38,8 +74,8 @@ pub(super) struct State {
 
 impl State {
     fn find(&self, name: &str) -> Result<usize> {
-        let found = self.entries.iter().position(|e| e.name == name);
-        found.ok_or_else(|| names::not_found(name, self.entries.iter().map(|e| e.name.as_str())))
+        let found = self.entries.iter().position(|e| *e.name == *name);
+        found.ok_or_else(|| names::not_found(name, self.entries.iter().map(|e| &*e.name)))
     }
 
     pub(super) fn entry(&self, name: &str) -> Result<&Entry> {
@@ -49,41 +85,60 @@ impl State {
     pub(super) fn names(&self) -> Vec<String> {
         let of = |nameless| {
             let fitting = self.entries.iter().filter(move |e| e.nameless == nameless);
-            fitting.map(|e| e.name.clone())
+            fitting.map(|e| e.name.to_string())
         };
         of(false).chain(of(true)).collect()
     }
 
-    pub(super) fn insert(
-        &mut self,
-        name: Option<&str>,
-        node: Arc<dyn Node>,
-        children: &[&str],
-    ) -> Result<String> {
+    /// Takes the name, for a node that will stand above nothing so far.
+    pub(super) fn reserve(&mut self, name: Option<&str>, read_only: bool) -> Result<String> {
         if let Some(name) = name {
             names::check(name)?;
-            if self.entries.iter().any(|e| e.name == name) {
+            if self.entries.iter().any(|e| *e.name == *name) {
                 let message = format!("Duplicate nodes with node-name='{name}'");
                 return Err(Error::new(Kind::Exists, message));
             }
         }
-        for child in children {
-            self.find(child)?;
-        }
         let given = name.is_some();
         let name = name.map_or_else(|| self.make_name(), str::to_owned);
         self.entries.push(Entry {
-            name: name.clone(),
-            node,
-            children: children.iter().map(|&c| c.to_owned()).collect(),
+            name: name.as_str().into(),
+            occupant: Occupant::Opening { read_only },
+            children: Vec::new(),
             users: Vec::new(),
             nameless: !given,
             drains: 0,
         });
-        self.update_node(self.entries.len() - 1).inspect_err(|_| {
-            self.entries.pop();
-        })?;
         Ok(name)
+    }
+
+    /// Puts the node of this name, which is being opened, above another one.
+    pub(super) fn add_child(&mut self, name: &str, child: &str, role: ChildRole) -> Result<()> {
+        let index = self.find(name)?;
+        let below = self.entry(child)?;
+        below.node()?;
+        let child = Arc::clone(&below.name);
+        let before = self.claims();
+        self.entries[index].children.push((child, role));
+        self.settle(&before).inspect_err(|_| {
+            let before = self.claims();
+            self.entries[index].children.pop();
+            self.relax(&before);
+        })
+    }
+
+    /// Puts the node at its place. On an error the place stays as it was.
+    pub(super) fn fill(&mut self, name: &str, node: Arc<dyn Node>) -> Result<()> {
+        let index = self.find(name)?;
+        let before = self.claims();
+        let opening = std::mem::replace(&mut self.entries[index].occupant, Occupant::Node(node));
+        self.settle(&before)
+            .and_then(|()| self.update_node(index, &before[index]))
+            .inspect_err(|_| {
+                let before = self.claims();
+                self.entries[index].occupant = opening;
+                self.relax(&before);
+            })
     }
 
     fn make_name(&mut self) -> String {
@@ -91,25 +146,30 @@ impl State {
         format!("#block{:03}", self.next_name)
     }
 
-    fn parents<'s>(&'s self, name: &'s str) -> impl Iterator<Item = &'s Entry> {
-        let above = move |e: &&Entry| e.children.iter().any(|c| c == name);
-        self.entries.iter().filter(above)
-    }
-
     /// Takes a node out, and those below that nobody named and nobody needs.
     pub(super) fn remove(&mut self, name: &str) -> Result<Vec<Arc<dyn Node>>> {
         let index = self.find(name)?;
-        let user = self.entries[index].users.first().map(|u| u.name.clone());
-        let parent = self.parents(name).next().map(|e| e.name.clone());
-        if let Some(by) = user.or_else(|| parent.map(|p| format!("node '{p}'"))) {
+        let user = self.entries[index]
+            .users
+            .first()
+            .map(|u| u.name.to_string());
+        let parent = self.entries.iter().find(|e| e.is_above(name));
+        let parent = parent.map(|e| format!("node '{}'", e.name));
+        if let Some(by) = user.or(parent) {
             return Err(busy(format!("Node {name} is in use by {by}")));
         }
         if self.entries[index].drains > 0 {
             return Err(busy(format!("Node {name} is in use: it is being drained")));
         }
+        let mut before = self.claims();
+        before.remove(index);
         let entry = self.entries.remove(index);
-        let mut removed = vec![entry.node];
-        for child in entry.children {
+        self.relax(&before);
+        let mut removed = match entry.occupant {
+            Occupant::Node(node) => vec![node],
+            Occupant::Opening { .. } => Vec::new(),
+        };
+        for (child, _) in entry.children {
             let orphan = self.entry(&child).is_ok_and(|c| c.nameless);
             // A child that somebody else needs refuses, and stays.
             if orphan && let Ok(more) = self.remove(&child) {
@@ -119,14 +179,15 @@ impl State {
         Ok(removed)
     }
 
-    /// The indices of a node and of everything reachable from it by `next`.
-    fn reach(&self, from: usize, next: impl Fn(&Self, usize) -> Vec<usize>) -> Vec<usize> {
+    /// The indices of a node and of everything above it.
+    fn with_ancestors(&self, from: usize) -> Vec<usize> {
         let mut seen = HashSet::from([from]);
         let mut found = vec![from];
         let mut at = 0;
         while at < found.len() {
-            for index in next(self, found[at]) {
-                if seen.insert(index) {
+            let name = &self.entries[found[at]].name;
+            for (index, entry) in self.entries.iter().enumerate() {
+                if entry.is_above(name) && seen.insert(index) {
                     found.push(index);
                 }
             }
@@ -135,32 +196,83 @@ impl State {
         found
     }
 
-    fn with_descendants(&self, index: usize) -> Vec<usize> {
-        self.reach(index, |state, i| {
-            let children = &state.entries[i].children;
-            children.iter().filter_map(|c| state.find(c).ok()).collect()
-        })
+    /// Everybody's claims on each node.
+    fn claims(&self) -> Vec<Vec<Claim>> {
+        let mut all: Vec<Vec<Claim>> = self.entries.iter().map(own_claims).collect();
+        // From above to below: what stands above a node is behind it in the list.
+        for (index, entry) in self.entries.iter().enumerate().rev() {
+            for (number, (child, role)) in entry.children.iter().enumerate() {
+                let (name, read_only) = (&entry.name, entry.read_only());
+                let flow = claims::below(&all[index], name, read_only, number, *role);
+                let Ok(child) = self.find(child) else {
+                    continue;
+                };
+                for claim in flow {
+                    // A user may reach a node by two ways.
+                    if all[child].iter().all(|other| other.holder != claim.holder) {
+                        all[child].push(claim);
+                    }
+                }
+            }
+        }
+        all
     }
 
-    fn with_ancestors(&self, index: usize) -> Vec<usize> {
-        self.reach(index, |state, i| {
-            let name = &state.entries[i].name;
-            let above = state.entries.iter().enumerate();
-            let above = above.filter(|(_, e)| e.children.contains(name));
-            above.map(|(i, _)| i).collect()
-        })
+    /// Something was added since the claims were `before`: refused if that conflicts with what was there, if it writes
+    /// what cannot be written, or if another process holds an image. Undo it then, and [`State::relax`].
+    fn settle(&self, before: &[Vec<Claim>]) -> Result<()> {
+        let after = self.claims();
+        let changes = || self.entries.iter().zip(before.iter().zip(&after));
+        for (entry, (old, new)) in changes() {
+            let is_new = |claim: &Claim| !old.contains(claim);
+            claims::check(&entry.name, new, is_new)?;
+            let writes = Permissions::WRITE | Permissions::RESIZE;
+            let writes = |claim: &&Claim| !(claim.perm & writes).is_empty() && is_new(claim);
+            if let Some(claim) = new.iter().find(writes)
+                && entry.read_only()
+            {
+                let (name, who) = (&entry.name, &claim.who);
+                let message =
+                    format!("Block node is read-only ('{name}', which {who} needs to write)");
+                return Err(Error::new(Kind::ReadOnly, message));
+            }
+        }
+        for (index, (_, (old, new))) in changes().enumerate() {
+            if old != new {
+                self.update_node(index, new)?;
+            }
+        }
+        Ok(())
     }
 
-    /// Everyone whose permissions reach this node.
-    fn claims(&self, index: usize) -> impl Iterator<Item = &UserEntry> {
-        let nodes = self.with_ancestors(index).into_iter();
-        nodes.flat_map(|i| &self.entries[i].users)
+    /// Something was taken away since the claims were `before`.
+    fn relax(&self, before: &[Vec<Claim>]) {
+        let after = self.claims();
+        for (index, (old, new)) in before.iter().zip(&after).enumerate() {
+            if old != new
+                && let Err(error) = self.update_node(index, new)
+            {
+                // Holding less than before meets no conflict; only a failing fcntl gets here, and leaves too many
+                // locks.
+                let node = &*self.entries[index].name;
+                tracing::warn!(node, %error, "cannot relax the permissions of a node");
+            }
+        }
+    }
+
+    fn update_node(&self, index: usize, claims: &[Claim]) -> Result<()> {
+        let (used, shared) = claims::fold(claims);
+        match &self.entries[index].occupant {
+            Occupant::Node(node) => node.set_permissions(used, shared),
+            Occupant::Opening { .. } => Ok(()),
+        }
     }
 
     pub(super) fn attach(&mut self, name: &str, user: User) -> Result<(Arc<dyn Node>, u64)> {
         let index = self.find(name)?;
+        let node = Arc::clone(self.entries[index].node()?);
         let writes = Permissions::WRITE | Permissions::RESIZE;
-        if !(user.perm & writes).is_empty() && self.entries[index].node.read_only() {
+        if !(user.perm & writes).is_empty() && node.read_only() {
             let message = format!("Node '{name}' is read-only: {} cannot write it", user.name);
             return Err(Error::new(Kind::ReadOnly, message));
         }
@@ -168,52 +280,30 @@ impl State {
             let message = format!("Node '{name}' is being drained: {} must wait", user.name);
             return Err(busy(message));
         }
-        for below in self.with_descendants(index) {
-            let at = &self.entries[below].name;
-            for other in self.claims(below) {
-                conflict(at, &user, other)?;
-            }
-        }
+        let before = self.claims();
         self.next_user += 1;
         let id = self.next_user;
         self.entries[index].users.push(UserEntry {
             id,
-            name: user.name,
+            name: user.name.into(),
             perm: user.perm,
             shared: user.shared,
             brake: Brake::new(user.drain),
         });
-        if let Err(error) = self.update_below(index) {
+        if let Err(error) = self.settle(&before) {
             drop(self.detach(name, id));
             return Err(error);
         }
-        Ok((Arc::clone(&self.entries[index].node), id))
+        Ok((node, id))
     }
 
     pub(super) fn detach(&mut self, name: &str, id: u64) -> Option<UserEntry> {
         let index = self.find(name).ok()?;
-        let users = &mut self.entries[index].users;
-        let position = users.iter().position(|u| u.id == id)?;
-        let gone = users.remove(position);
-        if let Err(error) = self.update_below(index) {
-            // Holding less than before meets no conflict; only a failing fcntl gets here, and leaves too many locks.
-            tracing::warn!(node = name, %error, "cannot relax the permissions of a node");
-        }
+        let position = self.entries[index].users.iter().position(|u| u.id == id)?;
+        let before = self.claims();
+        let gone = self.entries[index].users.remove(position);
+        self.relax(&before);
         Some(gone)
-    }
-
-    fn update_below(&self, index: usize) -> Result<()> {
-        for below in self.with_descendants(index) {
-            self.update_node(below)?;
-        }
-        Ok(())
-    }
-
-    fn update_node(&self, index: usize) -> Result<()> {
-        let fold = |(used, shared), user: &UserEntry| (used | user.perm, shared & user.shared);
-        let nobody = (Permissions::NONE, Permissions::ALL);
-        let (used, shared) = self.claims(index).fold(nobody, fold);
-        self.entries[index].node.set_permissions(used, shared)
     }
 
     /// Notes a drain on the node and those above, and hands out the brakes of their users.
@@ -224,7 +314,7 @@ impl State {
         for above in self.with_ancestors(index) {
             let entry = &mut self.entries[above];
             entry.drains += 1;
-            nodes.push(entry.name.clone());
+            nodes.push(entry.name.to_string());
             brakes.extend(entry.users.iter().map(|u| Arc::clone(&u.brake)));
         }
         Ok((nodes, brakes))
@@ -232,27 +322,20 @@ impl State {
 
     pub(super) fn drain_ended(&mut self, nodes: &[String]) {
         for entry in &mut self.entries {
-            if nodes.contains(&entry.name) {
+            if nodes.iter().any(|name| **name == *entry.name) {
                 entry.drains -= 1;
             }
         }
     }
 }
 
-fn conflict(node: &str, new: &User, old: &UserEntry) -> Result<()> {
-    let refused = new.perm & !old.shared;
-    if !refused.is_empty() {
-        let (new, old) = (&new.name, &old.name);
-        return Err(busy(format!(
-            "Conflict on node '{node}': {new} needs {refused}, which {old} does not share"
-        )));
-    }
-    let denied = old.perm & !new.shared;
-    if !denied.is_empty() {
-        let (new, old) = (&new.name, &old.name);
-        return Err(busy(format!(
-            "Conflict on node '{node}': {old} has {denied}, which {new} does not share"
-        )));
-    }
-    Ok(())
+/// Those of the node's own users.
+fn own_claims(entry: &Entry) -> Vec<Claim> {
+    let users = entry.users.iter().map(|user| Claim {
+        holder: Holder::User(user.id),
+        who: Arc::clone(&user.name),
+        perm: user.perm,
+        shared: user.shared,
+    });
+    users.collect()
 }

@@ -15,7 +15,7 @@ use std::task::{Poll, Waker};
 
 use parking_lot::Mutex;
 
-use super::queue::{Queue, Turn};
+use crate::range_queue::{RangeQueue, Turn};
 
 /// Counters to spread threads over. More threads than this share some, which costs speed only.
 const SHARDS: usize = 16;
@@ -29,7 +29,7 @@ pub(super) struct Gate {
     /// Modifiers that are at work or wait for their turn: the flag.
     modifiers: AtomicUsize,
     shards: [Shard; SHARDS],
-    queue: Queue,
+    queue: RangeQueue,
     /// Modifiers that wait for the counters.
     watchers: Mutex<Vec<Waker>>,
 }
@@ -80,7 +80,7 @@ impl Gate {
         Self {
             modifiers: AtomicUsize::new(0),
             shards: std::array::from_fn(|_| Shard::default()),
-            queue: Queue::default(),
+            queue: RangeQueue::default(),
             watchers: Mutex::new(Vec::new()),
         }
     }

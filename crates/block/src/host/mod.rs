@@ -7,7 +7,6 @@ mod align;
 mod bounce;
 mod gate;
 mod open;
-mod queue;
 mod space;
 mod transfer;
 
@@ -22,8 +21,8 @@ pub use align::Alignment;
 pub(crate) use open::{HostKind, Options};
 
 use crate::error::{Error, Result};
+use crate::range_queue::RangeQueue;
 use gate::Gate;
-use queue::Queue;
 
 /// Who moves the bytes of a host file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -71,7 +70,7 @@ struct Inner {
 /// next one.
 #[derive(Default)]
 struct Flushes {
-    queue: Queue,
+    queue: RangeQueue,
     /// How many have begun; also their numbers.
     begun: AtomicU64,
     /// The number of the last one that succeeded.

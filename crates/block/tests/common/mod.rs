@@ -4,10 +4,11 @@
 #![allow(dead_code)]
 
 use std::future::Future;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use diskfuse_block::drivers::{FileConfig, FileNode, open_file};
 use diskfuse_block::{Node, Result, io};
@@ -188,4 +189,34 @@ pub fn pattern(len: usize, seed: u64) -> Vec<u8> {
         (state >> 32) as u8
     };
     (0..len).map(|_| next()).collect()
+}
+
+/// The bytes of the file that are locked, by anybody, as the kernel tells.
+pub fn locked(path: &Path) -> Vec<u64> {
+    let inode = format!(":{}", std::fs::metadata(path).unwrap().ino());
+    let locks = std::fs::read_to_string("/proc/locks").unwrap();
+    let mut bytes = Vec::new();
+    for line in locks.lines() {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        if fields[1] == "OFDLCK" && fields[5].ends_with(&inode) {
+            assert_eq!(fields[3], "READ");
+            let (first, last): (u64, u64) =
+                (fields[6].parse().unwrap(), fields[7].parse().unwrap());
+            bytes.extend(first..=last);
+        }
+    }
+    bytes.sort_unstable();
+    bytes
+}
+
+/// Waits until exactly these are locked. At once, but for a child of another test that has not reached its exec yet:
+/// until then it has a copy of every descriptor, and keeps the locks of a file that was closed here.
+pub fn expect_locked(path: &Path, expected: &[u64], when: &str) {
+    let start = Instant::now();
+    while locked(path) != expected {
+        let found = locked(path);
+        let late = start.elapsed() > Duration::from_secs(20);
+        assert!(!late, "{when}: {found:?} are locked, not {expected:?}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }

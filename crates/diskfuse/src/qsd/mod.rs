@@ -1,10 +1,12 @@
 //! The command line of `qemu-storage-daemon`, carried out: options in their order, messages in its words. It must stay
 //! silent unless something is wrong, and leave nothing mounted when it fails.
 
+mod children;
 mod exports;
 mod nodes;
 mod objects;
 mod pidfile;
+mod qcow2;
 mod suggest;
 
 use std::ffi::OsString;
@@ -18,6 +20,7 @@ use crate::background::{self, Role};
 use crate::daemon::{Daemon, Lifetime};
 use crate::error::{Error, Plain, Result};
 use crate::{logging, output};
+use nodes::Nodes;
 use objects::Iothreads;
 use pidfile::PidFile;
 
@@ -69,10 +72,12 @@ fn run(name: &str, arguments: Vec<OsString>) -> Result<ExitCode> {
     // In this order, so that on an error the exports end before the threads that serve them.
     let mut iothreads = Iothreads::new(settings.choice());
     let mut daemon = Daemon::new(Lifetime::Signals)?;
+    let nodes = Nodes::new(daemon.graph().clone(), settings.choice());
     for (directive, words) in directives.into_iter().zip(split(words)) {
-        carry_out(directive, &mut daemon, &mut iothreads)
+        carry_out(directive, &nodes, &mut daemon, &mut iothreads)
             .map_err(|error| Error::Refused(format!("{}: {error}", Plain(&words))))?;
     }
+    drop(nodes);
     let control = daemon.listen();
     if let Err(error) = &control {
         // Callers who know nothing of it do not miss it.
@@ -91,9 +96,14 @@ fn run(name: &str, arguments: Vec<OsString>) -> Result<ExitCode> {
     outcome.map(|()| ExitCode::SUCCESS)
 }
 
-fn carry_out(directive: Directive, daemon: &mut Daemon, iothreads: &mut Iothreads) -> Result<()> {
+fn carry_out(
+    directive: Directive,
+    nodes: &Nodes,
+    daemon: &mut Daemon,
+    iothreads: &mut Iothreads,
+) -> Result<()> {
     match directive {
-        Directive::Blockdev(options) => nodes::add(daemon.graph(), &options).map(drop),
+        Directive::Blockdev(options) => nodes.add(&options).map(drop),
         Directive::Object(options) => iothreads.add(&options),
         Directive::Export(options) => exports::add(daemon, iothreads, &options),
         Directive::PidFile(_)

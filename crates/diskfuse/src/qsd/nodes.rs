@@ -1,6 +1,8 @@
 //! Nodes of the storage daemon's command line: from what was written to what the drivers are to do. It opens nothing
 //! itself and knows no driver's insides.
 
+use std::cell::OnceCell;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,45 +12,105 @@ use diskfuse_monitor::blockdev::{DetectZeroes, Discard};
 use diskfuse_monitor::{
     BlockDriver, BlockRef, BlockdevOptions, FileOptions, NullOptions, OnOffAuto, RawOptions,
 };
+use diskfuse_ring::{Choice, Config, Polling, Ring};
 
+use super::children::Children;
+use super::qcow2;
 use crate::error::{Error, Result};
 
-/// Makes the node, and the nodes written inside it, and returns its name. On an error the graph is as it was.
-pub fn add(graph: &Graph, options: &BlockdevOptions) -> Result<String> {
-    if let Some(name) = &options.node_name
-        && graph.get(name).is_ok()
-    {
-        return Err(Error::Refused(format!(
-            "Duplicate nodes with node-name='{name}'"
-        )));
+/// What makes nodes. It is there while the command line is carried out.
+pub struct Nodes {
+    pub(super) graph: Graph,
+    choice: Choice,
+    /// For formats, which read their metadata before anything is served. Made when it is needed.
+    ring: OnceCell<Ring>,
+}
+
+impl Nodes {
+    /// Puts nodes into `graph`; an event loop, if one is needed, stands on `choice`.
+    pub fn new(graph: Graph, choice: Choice) -> Self {
+        Self {
+            graph,
+            choice,
+            ring: OnceCell::new(),
+        }
     }
-    if options.force_share && !options.read_only {
-        let message = "force-share=on can only be used with read-only images";
-        return Err(Error::Refused(message.to_owned()));
+
+    /// Makes the node, and the nodes written inside it, and returns its name. On an error the graph is as it was.
+    pub fn add(&self, options: &BlockdevOptions) -> Result<String> {
+        let graph = &self.graph;
+        if let Some(name) = &options.node_name
+            && graph.names().contains(name)
+        {
+            return Err(Error::Refused(format!(
+                "Duplicate nodes with node-name='{name}'"
+            )));
+        }
+        if options.force_share && !options.read_only {
+            let message = "force-share=on can only be used with read-only images";
+            return Err(Error::Refused(message.to_owned()));
+        }
+        let name = options.node_name.as_deref();
+        match &options.driver {
+            BlockDriver::NullCo(null) => insert(
+                graph,
+                name,
+                drivers::open_null(&null_config("null-co", null, options))?,
+            ),
+            BlockDriver::NullAio(null) => insert(
+                graph,
+                name,
+                drivers::open_null(&null_config("null-aio", null, options))?,
+            ),
+            BlockDriver::File(file) => insert(
+                graph,
+                name,
+                drivers::open_file(&file_config(file, options))?,
+            ),
+            BlockDriver::HostDevice(file) => insert(
+                graph,
+                name,
+                drivers::open_host_device(&file_config(file, options))?,
+            ),
+            BlockDriver::Raw(raw) => self.add_raw(raw, options),
+            BlockDriver::Qcow2(qcow2) => qcow2::add(self, qcow2, options),
+        }
     }
-    let name = options.node_name.as_deref();
-    match &options.driver {
-        BlockDriver::NullCo(null) => insert(
-            graph,
-            name,
-            drivers::open_null(&null_config("null-co", null, options))?,
-        ),
-        BlockDriver::NullAio(null) => insert(
-            graph,
-            name,
-            drivers::open_null(&null_config("null-aio", null, options))?,
-        ),
-        BlockDriver::File(file) => insert(
-            graph,
-            name,
-            drivers::open_file(&file_config(file, options))?,
-        ),
-        BlockDriver::HostDevice(file) => insert(
-            graph,
-            name,
-            drivers::open_host_device(&file_config(file, options))?,
-        ),
-        BlockDriver::Raw(raw) => add_raw(graph, raw, options),
+
+    /// Does I/O, here and now.
+    pub(super) fn run<F: Future>(&self, future: F) -> Result<F::Output> {
+        let ring = match self.ring.get() {
+            Some(ring) => ring,
+            None => {
+                let ring = Ring::new(&Config {
+                    choice: self.choice,
+                    polling: Polling::OFF,
+                })?;
+                self.ring.get_or_init(|| ring)
+            }
+        };
+        Ok(ring.block_on(future))
+    }
+
+    fn add_raw(&self, raw: &RawOptions, options: &BlockdevOptions) -> Result<String> {
+        let mut children = Children::new(self);
+        let below = match &raw.file {
+            BlockRef::Name(name) => {
+                refuse_zero_detection(options)?;
+                children.find(name)?
+            }
+            BlockRef::Inline(inside) => children.make(&with_outer_say(inside, options))?,
+        };
+        let config = RawConfig {
+            offset: raw.offset,
+            size: raw.size,
+            read_only: options.read_only,
+        };
+        let name = options.node_name.as_deref();
+        let node = drivers::open_raw(below.node, &config)?;
+        let name = self.graph.insert(name, node, &[&below.name])?;
+        children.keep();
+        Ok(name)
     }
 }
 
@@ -85,11 +147,7 @@ fn file_config(file: &FileOptions, options: &BlockdevOptions) -> FileConfig {
             Discard::Ignore => drivers::Discard::Ignore,
             Discard::Unmap => drivers::Discard::Unmap,
         },
-        detect_zeroes: match options.detect_zeroes {
-            DetectZeroes::Off => drivers::DetectZeroes::Off,
-            DetectZeroes::On => drivers::DetectZeroes::On,
-            DetectZeroes::Unmap => drivers::DetectZeroes::Unmap,
-        },
+        detect_zeroes: detect_zeroes(options.detect_zeroes),
         locking: match (options.force_share, file.locking) {
             // A reader who bears with writers objects to nobody.
             (true, _) | (false, OnOffAuto::Off) => Locking::Off,
@@ -99,30 +157,13 @@ fn file_config(file: &FileOptions, options: &BlockdevOptions) -> FileConfig {
     }
 }
 
-fn add_raw(graph: &Graph, raw: &RawOptions, options: &BlockdevOptions) -> Result<String> {
-    let (below, inline) = match &raw.file {
-        BlockRef::Name(name) => {
-            refuse_zero_detection(options)?;
-            (name.clone(), false)
-        }
-        BlockRef::Inline(inside) => (add(graph, &with_outer_say(inside, options))?, true),
-    };
-    let config = RawConfig {
-        offset: raw.offset,
-        size: raw.size,
-        read_only: options.read_only,
-    };
-    let name = options.node_name.as_deref();
-    let added = graph
-        .get(&below)
-        .and_then(|child| drivers::open_raw(child, &config))
-        .and_then(|node| graph.insert(name, node, &[&below]));
-    added.map_err(|error| {
-        if inline && let Err(error) = graph.remove(&below) {
-            tracing::warn!(%error, "a node is left over");
-        }
-        error.into()
-    })
+/// As the drivers have it.
+pub(super) fn detect_zeroes(detect: DetectZeroes) -> drivers::DetectZeroes {
+    match detect {
+        DetectZeroes::Off => drivers::DetectZeroes::Off,
+        DetectZeroes::On => drivers::DetectZeroes::On,
+        DetectZeroes::Unmap => drivers::DetectZeroes::Unmap,
+    }
 }
 
 /// The raw driver hands discards and zeroes down as they are, so a node written inside a raw one acts on what the raw
@@ -158,7 +199,7 @@ mod tests {
     }
 
     fn add_text(graph: &Graph, argument: &str) -> Result<String> {
-        add(graph, &parse(argument))
+        Nodes::new(graph.clone(), Choice::Auto).add(&parse(argument))
     }
 
     #[test]
@@ -204,7 +245,7 @@ mod tests {
             ),
             (
                 "raw,node-name=x,file=dsik",
-                "Failed to find node with node-name='dsik'",
+                "Cannot find device='dsik' nor node-name='dsik' (did you mean 'disk'?)",
             ),
             (
                 "file,node-name=x,filename=/no/such/image",

@@ -30,6 +30,7 @@ pub(super) async fn read(queue: &Queue, slot: &mut SlotBuf, offset: u64, size: u
             file,
             offset,
             len: l,
+            hold: _hold,
         } if whole(l) => file.read(offset, slot.take_for_data(bytes)).await,
         _ => io::read(node, offset, slot.take_for_data(bytes)).await,
     };
@@ -63,6 +64,7 @@ pub(super) async fn write(queue: &Queue, slot: &mut SlotBuf, offset: u64, size: 
                 file,
                 offset,
                 len: l,
+                hold: _hold,
             } if whole(l) => file.write(offset, slot.take_for_data(bytes)).await,
             _ => io::write(node, offset, slot.take_for_data(bytes)).await,
         };

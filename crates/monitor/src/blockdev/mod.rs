@@ -11,14 +11,16 @@
 
 mod file;
 mod null;
+mod qcow2;
 mod raw;
 
 use crate::error::Error;
-use crate::fields::{Fields, NameOrGroup, Tree};
+use crate::fields::{self, Fields, NameOrGroup, Tree};
 use crate::ident;
 
 pub use file::{Aio, FileOptions};
 pub use null::NullOptions;
+pub use qcow2::{CacheSizes, Metadata, Qcow2Options};
 pub use raw::RawOptions;
 
 /// How many nodes may be written inside each other in one argument. Keeps the reader's recursion small; real chains
@@ -68,6 +70,8 @@ pub enum BlockDriver {
     HostDevice(FileOptions),
     /// `raw`: a window on another node.
     Raw(RawOptions),
+    /// `qcow2`: an image with metadata in another node.
+    Qcow2(Qcow2Options),
 }
 
 /// A node that another node stands on.
@@ -77,6 +81,17 @@ pub enum BlockRef {
     Name(String),
     /// A node written inside this one; it lives and dies with it.
     Inline(Box<BlockdevOptions>),
+}
+
+/// What shows where an image itself has nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BackingRef {
+    /// What the image says; it was not mentioned.
+    Image,
+    /// Nothing: zeroes. `null` in JSON, or an empty name.
+    Nothing,
+    /// This node.
+    Node(BlockRef),
 }
 
 /// How a node uses the host's page cache.
@@ -125,7 +140,7 @@ type ReadDriver = fn(&mut Fields<'_>, &Context) -> Result<BlockDriver, Error>;
 type Driver = (&'static str, ReadDriver);
 
 /// What each driver's file serves.
-const DRIVERS: &[&[Driver]] = &[null::DRIVERS, file::DRIVERS, raw::DRIVERS];
+const DRIVERS: &[&[Driver]] = &[null::DRIVERS, file::DRIVERS, raw::DRIVERS, qcow2::DRIVERS];
 
 /// Drivers that `qemu-storage-daemon` 10.0 and 11.1 know (`BlockdevDriver` in `qapi/block-core.json`). Those that are
 /// served here need not be taken out.
@@ -223,7 +238,7 @@ impl BlockdevOptions {
     /// Reads one node, and with it the nodes written inside it. `around` is what it takes over.
     fn read(mut fields: Fields<'_>, around: &Context) -> Result<Self, Error> {
         let driver = fields.text("driver")?;
-        let read_driver = find_driver(&fields, fields.require("driver", driver)?)?;
+        let read_driver = find_driver(fields.require("driver", driver)?)?;
         let node_name = fields.text("node-name")?;
         let discard = fields
             .word("discard", Discard::WORDS)?
@@ -273,22 +288,47 @@ impl BlockRef {
         name: &'static str,
         inside: &Context,
     ) -> Result<Option<Self>, Error> {
-        match fields.name_or_group(name, "BlockdevRef")? {
-            None => Ok(None),
-            Some(NameOrGroup::Name(node)) => Ok(Some(Self::Name(node.to_owned()))),
-            Some(NameOrGroup::Group(_)) if inside.depth >= MAX_NESTING => Err(Error::TooDeep {
+        let found = fields.name_or_group(name, "BlockdevRef")?;
+        found.map(|found| Self::of(found, inside)).transpose()
+    }
+
+    fn of(found: NameOrGroup<'_>, inside: &Context) -> Result<Self, Error> {
+        match found {
+            NameOrGroup::Name(node) => Ok(Self::Name(node.to_owned())),
+            NameOrGroup::Group(_) if inside.depth >= MAX_NESTING => Err(Error::TooDeep {
                 what: "Nodes",
                 limit: MAX_NESTING,
             }),
-            Some(NameOrGroup::Group(fields)) => {
-                BlockdevOptions::read(fields, inside).map(|node| Some(Self::Inline(Box::new(node))))
+            NameOrGroup::Group(fields) => {
+                BlockdevOptions::read(fields, inside).map(|node| Self::Inline(Box::new(node)))
             }
         }
     }
 }
 
+impl BackingRef {
+    /// Reads a member that names a node, holds one, or says that there is none. A node that is written there is
+    /// read-only unless it says otherwise.
+    fn read(fields: &mut Fields<'_>, name: &'static str, inside: &Context) -> Result<Self, Error> {
+        if fields.is_null(name) {
+            return Ok(Self::Nothing);
+        }
+        let inside = Context {
+            read_only: true,
+            auto_read_only: false,
+            ..*inside
+        };
+        match fields.name_or_group(name, "BlockdevRefOrNull")? {
+            None => Ok(Self::Image),
+            // As QEMU has it, which calls it out of date.
+            Some(NameOrGroup::Name("")) => Ok(Self::Nothing),
+            Some(found) => BlockRef::of(found, &inside).map(Self::Node),
+        }
+    }
+}
+
 /// The function that reads the parameters of the driver `name`.
-fn find_driver(fields: &Fields<'_>, name: &str) -> Result<ReadDriver, Error> {
+fn find_driver(name: &str) -> Result<ReadDriver, Error> {
     let mut served = DRIVERS.iter().copied().flatten();
     if let Some((_, read)) = served.find(|(served, _)| *served == name) {
         return Ok(*read);
@@ -298,7 +338,11 @@ fn find_driver(fields: &Fields<'_>, name: &str) -> Result<ReadDriver, Error> {
             what: format!("driver '{name}'"),
         });
     }
-    Err(fields.bad_value("driver", name, KNOWN_TO_QEMU.iter().copied()))
+    Err(fields::bad_value(
+        "driver",
+        name,
+        KNOWN_TO_QEMU.iter().copied(),
+    ))
 }
 
 fn read_cache(fields: &mut Fields<'_>, around: CacheOptions) -> Result<CacheOptions, Error> {

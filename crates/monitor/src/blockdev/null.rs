@@ -33,7 +33,7 @@ impl NullOptions {
         let size = fields.bytes("size")?.unwrap_or(DEFAULT_SIZE);
         let latency = fields.integer("latency-ns")?.unwrap_or(0);
         let latency_ns = u64::try_from(latency).map_err(|_| Error::Invalid {
-            name: fields.full_name("latency-ns"),
+            name: "latency-ns".to_owned(),
         })?;
         let read_zeroes = fields.boolean("read-zeroes")?.unwrap_or(false);
         Ok(Self {

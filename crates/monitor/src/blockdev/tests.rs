@@ -92,10 +92,10 @@ fn sizes_are_bytes_or_have_a_suffix() {
             other => panic!("{other:?}"),
         }
     }
-    assert_eq!(
-        message("null-co,size=-1"),
-        "Value '-1' is out of range for parameter 'size'"
-    );
+    for argument in ["null-co,size=-1", "raw,file.driver=null-co,file.size=-1"] {
+        let expected = "Value '-1' is out of range for parameter 'size'";
+        assert_eq!(message(argument), expected, "{argument}");
+    }
     let hint = "(of bytes, or with a suffix k, M, G, T, P or E)";
     for text in ["", "1X", "1.5", "8E", "9223372036854775808"] {
         assert_eq!(
@@ -205,7 +205,7 @@ fn a_near_name_is_offered() {
 
 #[test]
 fn what_only_qemu_has_is_told_apart_from_what_nobody_has() {
-    for driver in ["qcow2", "throttle", "blkdebug", "nbd"] {
+    for driver in ["qcow", "throttle", "blkdebug", "nbd"] {
         assert_eq!(
             message(driver),
             format!("driver '{driver}' is not built into this version yet")

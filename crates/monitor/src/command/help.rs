@@ -31,6 +31,16 @@ Nodes
         file, host_device            filename=PATH [,aio=threads|native|io_uring] [,locking=auto|on|off]
                                      [,drop-cache=on|off]
         raw                          file=NODE or file.driver=...,file.KEY=... [,offset=BYTES] [,size=BYTES]
+        qcow2                        file=NODE or file.driver=...,file.KEY=...
+                                     [,backing=NODE or ,backing.driver=...,backing.KEY=..., or empty for none]
+                                     [,data-file=NODE or ,data-file.driver=...,data-file.KEY=...]
+                                     [,cache-size=BYTES] [,l2-cache-size=BYTES] [,refcount-cache-size=BYTES]
+                                     [,l2-cache-entry-size=BYTES] [,cache-clean-interval=SECONDS]
+                                     [,lazy-refcounts=on|off] [,discard-no-unref=on|off]
+                                     [,pass-discard-request=on|off] [,pass-discard-snapshot=on|off]
+                                     [,pass-discard-other=on|off]
+                                     [,overlap-check=none|constant|cached|all or ,overlap-check.KEY=...]
+                                     backing and data-file are what the image says unless given
         null-co, null-aio            [size=BYTES] [,latency-ns=N] [,read-zeroes=on|off]
       BYTES may end in k, M, G, T, P or E.
 
@@ -66,6 +76,9 @@ Examples
     {name} --daemonize --pidfile /run/disk.pid \\
         --blockdev raw,node-name=part,offset=1G,size=20G,file.driver=file,file.filename=disk.img,cache.direct=on \\
         --export fuse,id=part,node-name=part,mountpoint=/tmp/part,writable=on,threads=4
+  A qcow2 image with what it is backed by, writable, four queues:
+    {name} --blockdev qcow2,node-name=vm,discard=unmap,file.driver=file,file.filename=vm.qcow2 \\
+        --export fuse,id=vm,node-name=vm,mountpoint=/tmp/vm,writable=on,threads=4
   Two exports that share one thread, the node in JSON:
     {name} --object iothread,id=io \\
         --blockdev '{\"driver\": \"null-co\", \"node-name\": \"zero\", \"size\": 1048576, \"read-zeroes\": true}' \\

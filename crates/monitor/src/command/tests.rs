@@ -171,7 +171,7 @@ fn the_examples_of_the_help_are_valid() {
         .lines()
         .filter_map(|line| line.trim().strip_prefix("diskfuse "))
         .collect();
-    assert_eq!(commands.len(), 3);
+    assert_eq!(commands.len(), 4);
     for command in commands {
         let quoted: Vec<&str> = command.split('\'').collect();
         let words = quoted.iter().enumerate().flat_map(|(place, part)| {

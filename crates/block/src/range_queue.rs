@@ -6,9 +6,9 @@ use std::task::{Poll, Waker};
 
 use parking_lot::Mutex;
 
-/// Those who have a range and those who wait for one.
+/// Those who have a range and those who wait for one. May be used from any thread.
 #[derive(Default)]
-pub(super) struct Queue(Mutex<Places>);
+pub struct RangeQueue(Mutex<Places>);
 
 #[derive(Default)]
 struct Places {
@@ -25,14 +25,15 @@ struct Place {
 }
 
 /// A range that is taken, until this is dropped.
-pub(super) struct Turn<'q> {
-    queue: &'q Queue,
+#[must_use = "dropping it lets the next one in"]
+pub struct Turn<'q> {
+    queue: &'q RangeQueue,
     ticket: u64,
 }
 
-impl Queue {
+impl RangeQueue {
     /// Resolves when nobody who came earlier has, or waits for, any of the range.
-    pub(super) async fn turn(&self, offset: u64, len: u64) -> Turn<'_> {
+    pub async fn turn(&self, offset: u64, len: u64) -> Turn<'_> {
         let ticket = self.0.lock().arrive(offset, len);
         let turn = Turn {
             queue: self,
@@ -109,7 +110,7 @@ mod tests {
 
     #[test]
     fn overlapping_ranges_take_turns_and_others_do_not_wait() {
-        let queue = Queue::default();
+        let queue = RangeQueue::default();
         let mut cx = Context::from_waker(Waker::noop());
         let Poll::Ready(first) = pin!(queue.turn(0, 10)).poll(&mut cx) else {
             panic!("nobody was there");

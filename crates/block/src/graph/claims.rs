@@ -1,0 +1,124 @@
+//! What everyone above a node does with it: how permissions flow from a user down through the nodes, and which of them
+//! do not go together. Pure bookkeeping: it holds no lock and asks no node for anything but whether it can be written.
+
+use std::sync::Arc;
+
+use super::busy;
+use crate::error::Result;
+use crate::permissions::Permissions;
+
+/// What a node needs the node below it for, and so what its own users do to that one. The rules are those of QEMU
+/// (`bdrv_default_perms` in its `block.c`), but for [`ChildRole::Backing`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChildRole {
+    /// It shows what is there, or a part of it: what its users do is done to the node below, no more and no less.
+    Filtered,
+    /// It keeps its tables there, and perhaps its data: it reads them, writes them and lets the file grow whenever it
+    /// may be written at all, also without a user; and never lets anybody else change them.
+    File,
+    /// It keeps data there and nothing else: its users' writes go there, and may let the file grow, which it lets
+    /// nobody else do.
+    Data,
+    /// It reads there what it does not have itself. Whoever writes to it only reads here, and so may others; while it
+    /// is used nobody may change what is read. (QEMU lets those change it whom the users would let change the disk.)
+    Backing,
+}
+
+impl ChildRole {
+    /// From what is done above (`used`, and what is let happen beside it, `shared`) to what that means below.
+    fn flow(
+        self,
+        read_only: bool,
+        used: Permissions,
+        shared: Permissions,
+    ) -> (Permissions, Permissions) {
+        let change = Permissions::WRITE | Permissions::RESIZE;
+        match self {
+            Self::Filtered => (used, shared),
+            Self::File if read_only => (used | Permissions::CONSISTENT_READ, shared & !change),
+            Self::File => (used | Permissions::WRITER, shared & !change),
+            Self::Data if used.contains(Permissions::WRITE) => {
+                (used | Permissions::RESIZE, shared & !Permissions::RESIZE)
+            }
+            Self::Data => (used, shared & !Permissions::RESIZE),
+            Self::Backing if used.is_empty() => (Permissions::NONE, Permissions::ALL),
+            Self::Backing => (used & Permissions::CONSISTENT_READ, !change),
+        }
+    }
+}
+
+/// Whose claim it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Holder {
+    /// A user, by its number; it reaches a node from above as what it is.
+    User(u64),
+    /// A node above, by its name, which stands for its own users, and the number of its child.
+    Node(Arc<str>, usize),
+}
+
+/// What somebody does with a node, and what they let others do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Claim {
+    pub(super) holder: Holder,
+    /// For messages.
+    pub(super) who: Arc<str>,
+    pub(super) perm: Permissions,
+    pub(super) shared: Permissions,
+}
+
+/// Everybody's claims on a node, as one.
+pub(super) fn fold(claims: &[Claim]) -> (Permissions, Permissions) {
+    let nobody = (Permissions::NONE, Permissions::ALL);
+    claims.iter().fold(nobody, |(used, shared), claim| {
+        (used | claim.perm, shared & claim.shared)
+    })
+}
+
+/// What the claims on a node mean for its child number `child`, in `role`.
+pub(super) fn below(
+    above: &[Claim],
+    node: &Arc<str>,
+    read_only: bool,
+    child: usize,
+    role: ChildRole,
+) -> Vec<Claim> {
+    if role == ChildRole::Filtered {
+        return above.to_vec();
+    }
+    let (used, shared) = fold(above);
+    let (perm, shared) = role.flow(read_only, used, shared);
+    vec![Claim {
+        holder: Holder::Node(Arc::clone(node), child),
+        who: format!("node '{node}'").into(),
+        perm,
+        shared,
+    }]
+}
+
+/// [`Kind::Busy`](crate::Kind::Busy), with both parties named, if one of `new` does not go together with another claim
+/// on `node`.
+pub(super) fn check(node: &str, all: &[Claim], is_new: impl Fn(&Claim) -> bool) -> Result<()> {
+    for new in all.iter().filter(|claim| is_new(claim)) {
+        for other in all.iter().filter(|claim| claim.holder != new.holder) {
+            conflict(node, new, other)?;
+        }
+    }
+    Ok(())
+}
+
+fn conflict(node: &str, new: &Claim, old: &Claim) -> Result<()> {
+    let (new_who, old_who) = (&new.who, &old.who);
+    let refused = new.perm & !old.shared;
+    if !refused.is_empty() {
+        return Err(busy(format!(
+            "Conflict on node '{node}': {new_who} needs {refused}, which {old_who} does not share"
+        )));
+    }
+    let denied = old.perm & !new.shared;
+    if !denied.is_empty() {
+        return Err(busy(format!(
+            "Conflict on node '{node}': {old_who} has {denied}, which {new_who} does not share"
+        )));
+    }
+    Ok(())
+}

@@ -1,0 +1,164 @@
+//! The fields of the header that change while an image is open: features, size, places of tables. They lie in the first
+//! 512 bytes, which disks write whole, so a change is there or not. It must never change a field that nobody asked
+//! to change.
+
+use diskfuse_block::{Node, RangeQueue, Result};
+use parking_lot::Mutex;
+
+use super::{Meta, transfer};
+use crate::format::{bitmap, features};
+
+/// Bytes that are kept and written.
+const SECTOR: usize = 512;
+/// Autoclear features that we keep true: what is left of the bitmaps is marked as in use; raw external data stays so.
+const KEPT_AUTOCLEAR: u64 = features::BITMAPS | features::RAW_DATA;
+
+/// Byte offsets of fields (specification, "Header").
+pub(super) mod field {
+    pub(crate) const SIZE: usize = 24;
+    pub(crate) const L1_SIZE: usize = 36;
+    pub(crate) const L1_OFFSET: usize = 40;
+    pub(crate) const REFCOUNT_TABLE_OFFSET: usize = 48;
+    pub(crate) const REFCOUNT_TABLE_CLUSTERS: usize = 56;
+    pub(crate) const INCOMPATIBLE: usize = 72;
+    pub(crate) const AUTOCLEAR: usize = 88;
+}
+
+pub(super) struct Superblock {
+    bytes: Mutex<[u8; SECTOR]>,
+    turn: RangeQueue,
+}
+
+/// The first bytes of the file, about to be changed.
+pub(super) struct Fields<'f>(&'f mut [u8; SECTOR]);
+
+impl Fields<'_> {
+    pub(super) fn set32(&mut self, at: usize, value: u32) {
+        self.0[at..at + 4].copy_from_slice(&value.to_be_bytes());
+    }
+
+    pub(super) fn set64(&mut self, at: usize, value: u64) {
+        self.0[at..at + 8].copy_from_slice(&value.to_be_bytes());
+    }
+
+    pub(super) fn get64(&self, at: usize) -> u64 {
+        let mut bytes = [0; 8];
+        bytes.copy_from_slice(&self.0[at..at + 8]);
+        u64::from_be_bytes(bytes)
+    }
+}
+
+impl Superblock {
+    pub(super) async fn read(file: &dyn Node) -> Result<Self> {
+        let buf = transfer::read(file, 0, SECTOR).await?;
+        let mut bytes = [0; SECTOR];
+        bytes.copy_from_slice(buf.as_slice());
+        Ok(Self {
+            bytes: Mutex::new(bytes),
+            turn: RangeQueue::default(),
+        })
+    }
+
+    /// Changes fields on disk, if the change changes anything; they are on stable storage when it resolves.
+    pub(super) async fn update(
+        &self,
+        file: &dyn Node,
+        change: impl FnOnce(&mut Fields<'_>),
+    ) -> Result<()> {
+        let _turn = self.turn.turn(0, 1).await;
+        let mut bytes = *self.bytes.lock();
+        change(&mut Fields(&mut bytes));
+        if bytes == *self.bytes.lock() {
+            return Ok(());
+        }
+        transfer::write(file, 0, &bytes).await?;
+        file.flush().await?;
+        *self.bytes.lock() = bytes;
+        Ok(())
+    }
+}
+
+impl Meta {
+    /// Before the first change: tells those who read the image later what we do not keep true (unknown autoclear
+    /// features, bitmaps), and that refcounts may be behind if they are lazy. Costs nothing afterwards.
+    pub async fn prepare_to_write(&self) -> Result<()> {
+        if self.is_prepared() {
+            return Ok(());
+        }
+        self.check_writable()?;
+        if let Some(why) = self.found_at_open.lock().take() {
+            return Err(self.mark_corrupt(&why).await);
+        }
+        let _turn = self.preparing.turn(0, 1).await;
+        if self.is_prepared() {
+            return Ok(());
+        }
+        self.mark_bitmaps_in_use().await?;
+        if self.version >= 3 {
+            let change = |fields: &mut Fields<'_>| {
+                let autoclear = fields.get64(field::AUTOCLEAR) & KEPT_AUTOCLEAR;
+                fields.set64(field::AUTOCLEAR, autoclear);
+                if self.lazy {
+                    let features = fields.get64(field::INCOMPATIBLE) | features::DIRTY;
+                    fields.set64(field::INCOMPATIBLE, features);
+                }
+            };
+            self.superblock.update(&*self.file, change).await?;
+        }
+        self.check_writable()?;
+        self.prepared.store(true, std::sync::atomic::Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// The image contradicts itself: sets the corrupt bit and refuses every change from now on. Returns the error for
+    /// whoever found it.
+    pub async fn mark_corrupt(&self, why: &str) -> diskfuse_block::Error {
+        {
+            let mut broken = self.broken.lock();
+            if broken.is_none() {
+                tracing::error!(image = self.name(), why, "the image is corrupt");
+            }
+            broken.get_or_insert_with(|| why.to_owned());
+        }
+        self.prepared.store(false, std::sync::atomic::Ordering::SeqCst);
+        if !self.read_only && self.version >= 3 {
+            let change = |fields: &mut Fields<'_>| {
+                let features = fields.get64(field::INCOMPATIBLE) | features::CORRUPT;
+                fields.set64(field::INCOMPATIBLE, features);
+            };
+            if let Err(error) = self.superblock.update(&*self.file, change).await {
+                tracing::error!(%error, "cannot set the corrupt bit");
+            }
+        }
+        let message = format!("'{}' is corrupt: {why}", self.name());
+        diskfuse_block::Error::new(diskfuse_block::Kind::Corrupt, message)
+    }
+
+    /// Bitmaps that record what is written are not kept up by us: whoever reads them later is told that they are out
+    /// of date. Those that record nothing any more stay as they are.
+    async fn mark_bitmaps_in_use(&self) -> Result<()> {
+        let Some(place) = &self.bitmaps else {
+            return Ok(());
+        };
+        let size = usize::try_from(place.directory_size).unwrap_or(usize::MAX);
+        let buf = transfer::read(&*self.file, place.directory_offset, size).await?;
+        let mut bytes = buf.as_slice().to_vec();
+        if !bitmap::mark_recording_in_use(&mut bytes, place.count)? {
+            return Ok(());
+        }
+        transfer::write(&*self.file, place.directory_offset, &bytes).await?;
+        self.file.flush().await
+    }
+
+    /// The refcounts on disk are right again.
+    pub(super) async fn clear_dirty_bit(&self) -> Result<()> {
+        if self.version < 3 {
+            return Ok(());
+        }
+        let change = |fields: &mut Fields<'_>| {
+            let features = fields.get64(field::INCOMPATIBLE) & !features::DIRTY;
+            fields.set64(field::INCOMPATIBLE, features);
+        };
+        self.superblock.update(&*self.file, change).await
+    }
+}

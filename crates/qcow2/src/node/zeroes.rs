@@ -1,0 +1,364 @@
+//! Zeroes and discards: changes of tables, in pieces that others can get in between. A piece is a few clusters of one L2
+//! table; what does not fill a cluster (or a subcluster) is written instead, unless the rest of it is zero anyway.
+
+use std::ops::Range;
+
+use diskfuse_block::{Result, Zeroes};
+use diskfuse_ring::yield_now;
+
+use super::walk::{Place, Run};
+use super::{Qcow2Node, scratch};
+use crate::format::{Mapping, Subclusters};
+use crate::meta::{Entry, Lookup};
+
+/// Clusters whose entries are changed in one go.
+const AT_ONCE: u64 = 1024;
+/// Bytes of zeroes written in one go.
+const WRITTEN: u64 = 256 << 10;
+
+/// What a range of whole clusters becomes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Becomes {
+    /// Zeroes that keep their place in the file.
+    Zeroes,
+    /// Zeroes without a place.
+    ZeroesWithoutPlace,
+    /// Not needed: zeroes, or with no backing file nothing.
+    Discarded,
+    /// Past the end of the disk: nothing, whatever is below.
+    Gone,
+}
+
+/// What is to be done with one cluster.
+struct Change {
+    entry: Entry,
+    /// What is not named any more afterwards.
+    dropped: Option<Mapping>,
+}
+
+impl Qcow2Node {
+    pub(super) async fn write_zeroes_now(&self, offset: u64, len: u64, how: Zeroes) -> Result<()> {
+        self.check_write(offset, len).await?;
+        self.zero(offset, len, how).await
+    }
+
+    /// Makes a range read as zeroes. Its end may be in the last cluster, past the end of the disk.
+    pub(super) async fn zero(&self, offset: u64, len: u64, how: Zeroes) -> Result<()> {
+        let unmap = how == Zeroes::MayUnmap && self.options.discard && !self.keeps_places();
+        let becomes = match unmap {
+            true => Becomes::ZeroesWithoutPlace,
+            false => Becomes::Zeroes,
+        };
+        let whole = self.whole_clusters(offset, len);
+        if whole.is_empty() {
+            return self.zero_parts(offset..offset + len).await;
+        }
+        self.zero_parts(offset..whole.start).await?;
+        if self.version < 3 && !(unmap && self.backing.is_none()) {
+            // No flag says zero there.
+            self.write_zeroes_to(whole.start..whole.end.min(offset + len)).await?;
+        } else {
+            self.change(whole.clone(), becomes).await?;
+        }
+        self.zero_parts(whole.end.min(offset + len)..offset + len).await
+    }
+
+    pub(super) async fn discard_now(&self, offset: u64, len: u64) -> Result<()> {
+        self.check_write(offset, len).await?;
+        // Without a zero flag, what is discarded would show the backing file.
+        let possible = self.version >= 3 || (self.backing.is_none() && !self.keeps_places());
+        if !self.options.discard || !possible {
+            return Ok(());
+        }
+        self.change(self.whole_clusters(offset, len), Becomes::Discarded).await
+    }
+
+    /// Whether what reads as zeroes keeps its cluster of the file.
+    fn keeps_places(&self) -> bool {
+        self.options.discard_no_unref || self.raw_data
+    }
+
+    /// The clusters that lie within a range; the last one of the disk counts as whole if all that is used of it does.
+    fn whole_clusters(&self, offset: u64, len: u64) -> Range<u64> {
+        let end = offset + len;
+        let start = self.geometry.round_up(offset).unwrap_or(end);
+        let up = self.geometry.round_up(end).filter(|_| end >= self.meta.size());
+        start..up.unwrap_or_else(|| self.geometry.round_down(end)).max(start)
+    }
+
+    /// Changes whole clusters, a piece at a time.
+    pub(super) async fn change(&self, clusters: Range<u64>, becomes: Becomes) -> Result<()> {
+        let size = self.geometry.cluster_size();
+        let mut at = clusters.start;
+        let mut steps = 0u64;
+        while at < clusters.end {
+            steps += 1;
+            if let Some(end) = self.unchanged(at, clusters.end, becomes) {
+                at = end;
+                if steps.is_multiple_of(AT_ONCE) {
+                    yield_now().await;
+                }
+                continue;
+            }
+            let left = (clusters.end - at) / size;
+            let count = left.min(AT_ONCE).min(self.clusters_to_border(at)).max(1);
+            self.change_piece(at..at + count * size, becomes).await?;
+            at += count * size;
+            yield_now().await;
+        }
+        Ok(())
+    }
+
+    /// Up to where nothing has to be done because there is no table, and none is needed.
+    fn unchanged(&self, at: u64, end: u64, becomes: Becomes) -> Option<u64> {
+        let Lookup::Unallocated { len } = self.meta.lookup(at) else {
+            return None;
+        };
+        let end = at.saturating_add(len).min(end);
+        let unchanged = becomes == Becomes::Gone || self.backing_reads_zero(at, end);
+        (unchanged && !self.raw_data && end > at).then_some(end)
+    }
+
+    /// Changes clusters of one L2 table.
+    async fn change_piece(&self, piece: Range<u64>, becomes: Becomes) -> Result<()> {
+        let size = self.geometry.cluster_size();
+        let _turn = self.turns.turn(piece.start, piece.end - piece.start).await;
+        if self.raw_data && becomes != Becomes::Gone {
+            self.zero_data(piece.clone(), becomes).await?;
+        }
+        let mut changes = Vec::new();
+        for n in 0..(piece.end - piece.start) / size {
+            let at = piece.start + n * size;
+            let old = self.entry(at).await?;
+            match self.change_of(at, old, becomes) {
+                Ok(change) => changes.push(change),
+                Err(error) => return Err(self.found(error).await),
+            }
+        }
+        let mut at = piece.start;
+        for row in changes.chunk_by(|a, b| a.is_some() == b.is_some()) {
+            let entries: Vec<Entry> = row.iter().flatten().map(|change| change.entry).collect();
+            if !entries.is_empty() {
+                self.meta.link(at, &entries).await?;
+                let dropped = row.iter().flatten().filter_map(|c| c.dropped.as_ref());
+                self.give_up(dropped, becomes).await?;
+            }
+            at += row.len() as u64 * size;
+        }
+        Ok(())
+    }
+
+    /// Gives up the places of what was just unlinked.
+    async fn give_up<'m>(
+        &self,
+        dropped: impl Iterator<Item = &'m Mapping> + Clone,
+        becomes: Becomes,
+    ) -> Result<()> {
+        let discard = match becomes {
+            Becomes::Gone => self.options.pass_discard_other,
+            _ => self.options.pass_discard_request,
+        };
+        self.free(dropped.clone(), discard);
+        if !self.external || !discard || self.raw_data {
+            return Ok(());
+        }
+        // A place in a data file is used by this cluster only, so nobody needs to be waited for.
+        let size = self.geometry.cluster_size();
+        for mapping in dropped {
+            if let Mapping::Normal { host, .. } | Mapping::Zero { host: Some(host), .. } = mapping {
+                let len = self.data.size().saturating_sub(*host).min(size);
+                if len > 0 {
+                    self.data.discard(*host, len).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The data file can be read without us: what reads as zeroes here has to be zero there.
+    async fn zero_data(&self, piece: Range<u64>, becomes: Becomes) -> Result<()> {
+        let len = self.data.size().min(piece.end).saturating_sub(piece.start);
+        if len == 0 {
+            return Ok(());
+        }
+        match becomes {
+            Becomes::Discarded if self.options.pass_discard_request => {
+                self.data.write_zeroes(piece.start, len, Zeroes::MayUnmap).await
+            }
+            _ => self.data.write_zeroes(piece.start, len, Zeroes::Keep).await,
+        }
+    }
+
+    /// `None` if the cluster is as it should be.
+    fn change_of(&self, at: u64, old: Entry, becomes: Becomes) -> Result<Option<Change>> {
+        let mapping = self.mapping(at, old)?;
+        let end = at + self.geometry.cluster_size();
+        let is_nothing = mapping == Mapping::Unallocated && old.subclusters == 0;
+        if is_nothing && (becomes == Becomes::Gone || self.backing_reads_zero(at, end)) {
+            return Ok(None);
+        }
+        let zero = self.zero_entry(None);
+        let entry = match becomes {
+            Becomes::Gone => Entry::default(),
+            Becomes::Discarded if self.backing.is_none() => Entry::default(),
+            _ if self.version < 3 => Entry::default(),
+            _ => zero,
+        };
+        let keeps = match becomes {
+            Becomes::Zeroes => true,
+            Becomes::Discarded => self.keeps_places(),
+            Becomes::ZeroesWithoutPlace | Becomes::Gone => false,
+        };
+        let change = match mapping {
+            Mapping::Normal { host, copied: true }
+            | Mapping::Zero {
+                host: Some(host),
+                copied: true,
+            } if keeps => Change {
+                entry: self.zero_entry(Some(host)),
+                dropped: None,
+            },
+            // What shows zeroes without a place needs nothing else, unless it is to be gone.
+            Mapping::Unallocated | Mapping::Zero { host: None, .. } if becomes != Becomes::Gone => {
+                Change {
+                    entry: if self.version < 3 { old } else { zero },
+                    dropped: None,
+                }
+            }
+            mapping => Change {
+                entry,
+                dropped: Some(mapping),
+            },
+        };
+        Ok((change.entry != old).then_some(change))
+    }
+
+    /// The entry of a cluster all of which reads as zeroes, with or without a place of its own.
+    fn zero_entry(&self, host: Option<u64>) -> Entry {
+        let copied = host.is_some();
+        if !self.geometry.extended_l2() {
+            return Entry {
+                word: Mapping::Zero { host, copied }.encode(self.geometry),
+                subclusters: 0,
+            };
+        }
+        // There the bitmap says so, and the word only where the place is (spec, "Extended L2 Entries").
+        let place = match host {
+            Some(host) => Mapping::Normal { host, copied },
+            None => Mapping::Unallocated,
+        };
+        Entry {
+            word: place.encode(self.geometry),
+            subclusters: Subclusters::ALL_ZERO.0,
+        }
+    }
+
+    /// Zeroes a range that is not whole clusters, at most parts of two.
+    async fn zero_parts(&self, range: Range<u64>) -> Result<()> {
+        let mut at = range.start;
+        while at < range.end {
+            let next = self.geometry.round_down(at) + self.geometry.cluster_size();
+            let end = next.min(range.end);
+            self.zero_part(at..end).await?;
+            at = end;
+        }
+        Ok(())
+    }
+
+    /// Zeroes a part of one cluster: by the tables as far as that goes, the rest by writing.
+    async fn zero_part(&self, part: Range<u64>) -> Result<()> {
+        let done = if self.version >= 3 && !self.raw_data {
+            self.zero_subclusters(&part).await?
+        } else {
+            part.start..part.start
+        };
+        self.write_zeroes_to(part.start..done.start.min(part.end)).await?;
+        self.write_zeroes_to(done.end.max(part.start)..part.end).await
+    }
+
+    /// Sets what whole subclusters lie in a part of a cluster, and those whose rest is zero already, to zero. Returns
+    /// the range that reads as zeroes now.
+    async fn zero_subclusters(&self, part: &Range<u64>) -> Result<Range<u64>> {
+        let size = self.geometry.cluster_size();
+        let cluster = self.geometry.round_down(part.start);
+        let nothing = part.start..part.start;
+        let _turn = self.turns.turn(cluster, size).await;
+        let old = self.entry(cluster).await?;
+        let mapping = match self.mapping(cluster, old) {
+            Ok(mapping) => mapping,
+            Err(error) => return Err(self.found(error).await),
+        };
+        if self.reads_zero(part.start, part.end) {
+            return Ok(part.clone());
+        }
+        let unit = self.geometry.subcluster_size();
+        let mut start = part.start / unit * unit;
+        if !self.shows_zero(start, part.start) {
+            start = start.saturating_add(unit);
+        }
+        let mut end = part.end.checked_next_multiple_of(unit).unwrap_or(part.end);
+        if !self.shows_zero(part.end, end) {
+            end = end.saturating_sub(unit);
+        }
+        if start >= end {
+            return Ok(nothing);
+        }
+        let change = match mapping {
+            _ if start == cluster && end == cluster + size => {
+                self.change_of(cluster, old, Becomes::Zeroes)?
+            }
+            Mapping::Compressed(_) => return Ok(nothing),
+            _ => {
+                let bits = self.subclusters(&(start - cluster..end - cluster));
+                let subclusters = Subclusters(old.subclusters).set_zero(bits).0;
+                let entry = Entry { subclusters, ..old };
+                Some(Change {
+                    entry,
+                    dropped: None,
+                })
+            }
+        };
+        if let Some(change) = change {
+            self.meta.link(cluster, &[change.entry]).await?;
+            self.free(change.dropped.iter(), self.options.pass_discard_request);
+        }
+        Ok(start..end)
+    }
+
+    /// Writes zeroes where there is no better way.
+    pub(super) async fn write_zeroes_to(&self, range: Range<u64>) -> Result<()> {
+        let mut at = range.start;
+        while at < range.end {
+            let hold = self.hold();
+            let run = match self.run(at, range.end - at) {
+                Ok(run) => run,
+                Err(error) => return Err(self.found(error).await),
+            };
+            match run {
+                None => {
+                    drop(hold);
+                    self.meta.load(at).await?;
+                }
+                Some(Run { place: Place::Data { host, copied: true }, len }) => {
+                    let there = self.data.size().saturating_sub(host).min(len);
+                    if there > 0 {
+                        self.data.write_zeroes(host, there, Zeroes::Keep).await?;
+                    }
+                    at += len;
+                }
+                Some(run) if !self.raw_data && self.reads_zero(at, at + run.len) => at += run.len,
+                Some(run) => {
+                    drop(hold);
+                    let len = run.len.min(WRITTEN);
+                    let mut buf = scratch::take(len as usize)?;
+                    buf.as_mut_slice().fill(0);
+                    let (result, buf) = self.store(at, buf).await;
+                    scratch::give(buf);
+                    result?;
+                    at += len;
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,166 @@
+//! A disk that is full or fails in the midst of anything: the guest is told, nothing that was flushed is lost, the image
+//! stays sound, and when the disk is well again so is the guest.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::sync::Arc;
+
+use common::case::Case;
+use common::cases;
+use common::disk::libc_errno::{EIO, ENOSPC};
+use common::guest::{FIRST, Guest};
+use common::log::Op;
+use common::rng::Rng;
+use common::run::{Stage, on_ring};
+use common::states;
+use diskfuse_block::{Error, Kind, Result};
+use diskfuse_qcow2::Qcow2Node;
+use diskfuse_ring::spawn;
+
+/// States that are looked at after each run.
+const STATES: usize = 40;
+
+/// A case on one thread, without what makes faults hard to tell apart.
+fn case(seed: u64) -> Case {
+    Case {
+        threads: 1,
+        resizes: false,
+        second_opinions: 6,
+        ..Case::random(seed)
+    }
+}
+
+/// All guests of a stage on the running ring; the errors that they saw.
+async fn live(stage: &Stage, guest: &Guest, seed: u64) -> Vec<Error> {
+    let mut guests = Vec::new();
+    for each in 0..stage.case.guests {
+        let (guest, case) = (guest.clone(), stage.case.clone());
+        let mut rng = Rng::new(seed ^ (each + 1) << 20);
+        guests.push(spawn(async move {
+            let mut errors = Vec::new();
+            for _ in 0..case.requests {
+                let answer = guest.random(&case, case.hot, &mut rng).await;
+                errors.extend(answer.err());
+            }
+            errors
+        }));
+    }
+    let mut errors = Vec::new();
+    for guest in guests {
+        errors.extend(guest.await);
+    }
+    errors
+}
+
+/// Judges crashes at many moments, and the very end.
+fn judge(stage: &Stage) {
+    let log = stage.recorder.log();
+    let mut rng = Rng::new(stage.case.seed ^ 0xC4A5);
+    let mut choices = rng.clone();
+    states::sample(&log, &stage.initial, &mut choices, STATES, |state| {
+        if let Err(error) = stage.judge(&log, &state, &mut rng) {
+            let before = log.show(state.time.saturating_sub(60), state.time);
+            panic!("{error}\n{}\nof {:#?}\nstorage:\n{before}", state.how, stage.case);
+        }
+    });
+}
+
+async fn close(guest: &Guest, stage: &Stage, node: Arc<Qcow2Node>) -> Result<()> {
+    let began = stage.recorder.log().tick();
+    node.close().await?;
+    guest.promise(began);
+    Ok(())
+}
+
+#[test]
+fn a_full_disk_is_told_to_the_guest_and_writing_goes_on_when_there_is_room() {
+    cases::run("full", 12, |seed| {
+        let stage = Stage::new(case(seed));
+        let mut rng = Rng::new(seed ^ 0xF011);
+        on_ring(async {
+            let node = stage.open().await.unwrap();
+            let guest = Guest::new(node.clone(), &stage.recorder, FIRST);
+            for round in 0..3 {
+                let room = rng.below(256 << 10);
+                stage.file.set_room(Some(room));
+                if let Some(data) = &stage.data_file {
+                    data.set_room(Some(rng.below(256 << 10)));
+                }
+                for error in live(&stage, &guest, seed + round).await {
+                    assert_eq!(error.kind(), Kind::Os(ENOSPC), "{error}");
+                }
+                stage.file.set_room(None);
+                if let Some(data) = &stage.data_file {
+                    data.set_room(None);
+                }
+                guest.flush().await.unwrap();
+                for error in live(&stage, &guest, seed + 100 + round).await {
+                    panic!("there is room again, but: {error}");
+                }
+            }
+            close(&guest, &stage, node).await.unwrap();
+        });
+        stage.second_opinion(&stage.file, "after it was full and closed").unwrap();
+        judge(&stage);
+    });
+}
+
+#[test]
+fn one_failed_write_is_told_to_whom_it_concerns_and_nothing_else_is_lost() {
+    cases::run("failed write", 20, |seed| {
+        let stage = Stage::new(case(seed));
+        let mut rng = Rng::new(seed ^ 0xE10);
+        // The n-th change fails, and perhaps some after it.
+        let (first, count) = (rng.below(200), rng.pick(&[1, 1, 3, 20]));
+        let mut seen = 0;
+        stage.file.fail(move |op| {
+            let counts = !matches!(op, Op::Flush);
+            seen += u64::from(counts);
+            (counts && (first..first + count).contains(&(seen - 1))).then_some(EIO)
+        });
+        on_ring(async {
+            let Ok(node) = stage.open().await else { return };
+            let guest = Guest::new(node.clone(), &stage.recorder, FIRST);
+            for error in live(&stage, &guest, seed).await {
+                assert_eq!(error.errno(), EIO, "{error}");
+            }
+            stage.file.heal();
+            if guest.flush().await.is_ok() {
+                for error in live(&stage, &guest, seed + 1).await {
+                    panic!("the disk is well again and flushed, but: {error}");
+                }
+                close(&guest, &stage, node).await.unwrap();
+            }
+        });
+        stage.second_opinion(&stage.file, "after a failed write").unwrap();
+        judge(&stage);
+    });
+}
+
+#[test]
+fn after_a_failed_flush_nothing_is_promised_that_is_not_there() {
+    cases::run("failed flush", 12, |seed| {
+        let stage = Stage::new(Case {
+            flushes: 20,
+            ..case(seed)
+        });
+        let nth = Rng::new(seed ^ 0xF1).below(12);
+        let mut seen = 0;
+        stage.file.fail(move |op| {
+            seen += u64::from(matches!(op, Op::Flush));
+            (seen == nth + 1 && matches!(op, Op::Flush)).then_some(EIO)
+        });
+        on_ring(async {
+            let Ok(node) = stage.open().await else { return };
+            let guest = Guest::new(node.clone(), &stage.recorder, FIRST);
+            for error in live(&stage, &guest, seed).await {
+                assert_eq!(error.errno(), EIO, "{error}");
+            }
+            // A file in the page cache never flushes again.
+            drop(node.close().await);
+        });
+        judge(&stage);
+    });
+}
