@@ -28,7 +28,10 @@ pub(crate) async fn list(file: &dyn Node, header: &Header) -> Result<Vec<BitmapI
     let (start, len) = (place.directory_offset, place.directory_size);
     let end = start.checked_add(len);
     if end.is_none_or(|end| end > file.size()) {
-        return Err(corrupt(file, "the directory of its bitmaps is past its end"));
+        return Err(corrupt(
+            file,
+            "the directory of its bitmaps is past its end",
+        ));
     }
     let room = usize::try_from(len).map_err(|_| corrupt(file, "its bitmaps are too many"))?;
     let buf = Buf::new(room).map_err(|error| Error::os("get memory", error))?;

@@ -263,7 +263,9 @@ fn open_data_file(
     let Some(name) = &header.data_file else {
         return Err(Error::new(
             Kind::Invalid,
-            format!("'{shown}' keeps its data in another file, and its header does not say in which"),
+            format!(
+                "'{shown}' keeps its data in another file, and its header does not say in which"
+            ),
         ));
     };
     let within = |error: Error| {

@@ -1,5 +1,5 @@
 //! Moving the contents of one disk to another, as fast as both go: any number of threads, each with a ring of its own,
-//! may work on one [`Copy`], and each keeps several transfers in flight. It never reads what is known to be zero, and
+//! may work on one [`struct@Copy`], and each keeps several transfers in flight. It never reads what is known to be zero, and
 //! never writes zeroes where zeroes are.
 
 use std::cell::Cell;
@@ -94,7 +94,8 @@ impl Copy {
         }
         let units = [plan.alignment, plan.sparse.unwrap_or(512)];
         if units.iter().any(|unit| !unit.is_power_of_two()) || plan.alignment > CHUNK {
-            let message = "the units of a copy must be powers of two, and its alignment 2 MiB at most";
+            let message =
+                "the units of a copy must be powers of two, and its alignment 2 MiB at most";
             return Err(Error::new(Kind::Invalid, message));
         }
         Ok(Arc::new(Self {
@@ -159,7 +160,8 @@ impl Copy {
     }
 
     fn count(&self, part: Part) {
-        self.done.fetch_add(part.end - part.start, Ordering::Relaxed);
+        self.done
+            .fetch_add(part.end - part.start, Ordering::Relaxed);
     }
 
     /// What is to be copied next; `None` when all is done, or something failed elsewhere.
@@ -205,7 +207,8 @@ impl Copy {
             });
             if found.end > region.end {
                 // Nobody needs to look again at what is known already.
-                self.next.fetch_max(found.end.next_multiple_of(REGION), Ordering::Relaxed);
+                self.next
+                    .fetch_max(found.end.next_multiple_of(REGION), Ordering::Relaxed);
             }
         }
         Ok(None)

@@ -79,7 +79,9 @@ pub async fn create(new: &NewImage) -> Result<Created> {
     let below = match &options.backing_file {
         Some(name) => Some(look_below(new, name).await?),
         None if options.backing_fmt.is_some() => {
-            return Err(invalid("a format of the backing file is given, but no backing file"));
+            return Err(invalid(
+                "a format of the backing file is given, but no backing file",
+            ));
         }
         None => None,
     };
@@ -214,11 +216,12 @@ async fn make_qcow2(
     made: &mut Vec<Made>,
 ) -> Result<()> {
     let options = &new.options;
+    let preallocation = options.preallocation;
     let data_file = match &options.data_file {
         Some(name) => {
             let named = name::parse_beside(&new.path, name)?;
             let data = empty_file(&named.filename, new.force, made).await?;
-            make_raw(&data, size, Preallocation::Off).await?;
+            make_raw(&data, size, preallocation.of_space()).await?;
             Some(data)
         }
         None => None,
@@ -235,13 +238,19 @@ async fn make_qcow2(
         data_file: options.data_file.clone(),
         data_file_raw: options.data_file_raw,
         compression: options.compression,
-        preallocation: match options.preallocation {
-            Preallocation::Off => create::Preallocation::Off,
-            Preallocation::Metadata => create::Preallocation::Metadata,
-            Preallocation::Falloc => create::Preallocation::Falloc,
-            Preallocation::Full => create::Preallocation::Full,
-        },
+        mapped: preallocation != Preallocation::Off,
     };
-    let data = data_file.as_ref().map(|data| &**data.node() as &dyn Node);
-    create::create(&**file.node(), data, &wanted).await
+    let node = file.node();
+    let data = create::create(&**node, &wanted).await?;
+    if let Some(data) = data_file {
+        data.node().flush().await?;
+    }
+    if node.size() < data.end {
+        let preallocate = preallocation.of_space() != Preallocation::Off;
+        node.resize(data.end, Resize::AtLeast, preallocate).await?;
+    }
+    match preallocation {
+        Preallocation::Full => resize::write_zeroes(&**node, data.start, data.end).await,
+        _ => Ok(()),
+    }
 }

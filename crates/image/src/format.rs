@@ -35,9 +35,7 @@ impl Format {
             "qcow2" => Ok(Self::Qcow2),
             _ if OTHERS.contains(&name) => Err(Error::new(
                 Kind::Unsupported,
-                format!(
-                    "format '{name}' is not built into this version yet; it reads: qcow2, raw"
-                ),
+                format!("format '{name}' is not built into this version yet; it reads: qcow2, raw"),
             )),
             _ => Err(Error::new(
                 Kind::Invalid,
@@ -55,7 +53,17 @@ impl std::fmt::Display for Format {
 
 /// Names of formats that are known and cannot be read.
 const OTHERS: &[&str] = &[
-    "bochs", "cloop", "dmg", "luks", "parallels", "qcow", "qed", "vdi", "vhdx", "vmdk", "vpc",
+    "bochs",
+    "cloop",
+    "dmg",
+    "luks",
+    "parallels",
+    "qcow",
+    "qed",
+    "vdi",
+    "vhdx",
+    "vmdk",
+    "vpc",
 ];
 
 /// What a file looks like.

@@ -6,7 +6,7 @@
 //!
 //! # Rules
 //! * An image whose format was guessed is never treated as something that its guest could have made of it: see
-//!   [`probed_raw`] and the rules of [`open`].
+//!   [`probed_raw`] and the rules of [`mod@open`].
 //! * Every file of a chain is opened through a [`Graph`](diskfuse_block::Graph), so that permissions and image locks
 //!   hold for all of them.
 

@@ -134,7 +134,10 @@ async fn looks_preallocated(qcow2: &Qcow2Node) -> Result<bool> {
 /// A length that a node answered, checked.
 fn step(len: u64, most: u64) -> Result<u64> {
     if len == 0 || len > most {
-        return Err(Error::new(Kind::Corrupt, "an image says nothing of its contents"));
+        return Err(Error::new(
+            Kind::Corrupt,
+            "an image says nothing of its contents",
+        ));
     }
     Ok(len)
 }
@@ -181,7 +184,9 @@ async fn look(levels: &[Level], start: u64, mut len: u64) -> Result<MapEntry> {
             data: status.layered != Layered::Zero,
             compressed: status.layered == Layered::Compressed,
             offset: status.host_offset,
-            filename: status.host_offset.and_then(|_| qcow2.data_node().filename()),
+            filename: status
+                .host_offset
+                .and_then(|_| qcow2.data_node().filename()),
             ..nothing(len)
         };
         match status.layered {

@@ -188,7 +188,7 @@ fn from_fields(mut fields: Map<String, Value>) -> Result<Named> {
             named
         }
         (driver, file) => {
-            let format = driver.as_deref().map(Format::parse).transpose()?;
+            let format = driver.map(Format::parse).transpose()?;
             let file = match file {
                 Some(file) => from_object(file, "file")?,
                 // `{"driver": "qcow2", "filename": "x"}`, which QEMU takes as well.
@@ -206,7 +206,9 @@ fn from_fields(mut fields: Map<String, Value>) -> Result<Named> {
         None => Ok(named),
         Some(key) => Err(Error::new(
             Kind::Unsupported,
-            format!("option '{key}' in the json: name of an image is not built into this version yet"),
+            format!(
+                "option '{key}' in the json: name of an image is not built into this version yet"
+            ),
         )),
     }
 }
@@ -216,7 +218,9 @@ fn from_object(value: Value, key: &str) -> Result<Named> {
         Value::Object(fields) => from_fields(nested(fields)?),
         Value::String(name) => Err(Error::new(
             Kind::Unsupported,
-            format!("'{key}' in the json: name of an image refers to the node '{name}'; describe the file instead"),
+            format!(
+                "'{key}' in the json: name of an image refers to the node '{name}'; describe the file instead"
+            ),
         )),
         _ => Err(invalid(format_args!("'{key}' is not an object"))),
     }
@@ -347,7 +351,10 @@ mod tests {
                 "'magic'",
             ),
             (r#"json:{"driver":"qcow2","file":"node"}"#, "node 'node'"),
-            (r#"json:{"file":{"filename":"x"},"file.filename":"y"}"#, "twice"),
+            (
+                r#"json:{"file":{"filename":"x"},"file.filename":"y"}"#,
+                "twice",
+            ),
             (&deep, "too deeply"),
         ];
         for (text, words) in cases {

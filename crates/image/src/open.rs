@@ -256,9 +256,10 @@ async fn insert_layer(
 /// The header was first read when another process could still change it.
 fn check_unchanged(layer: &Layer, node: &Qcow2Node) -> Result<()> {
     let now = node.header();
-    let same = layer.header.as_ref().is_some_and(|then| {
-        then.backing == now.backing && then.data_file == now.data_file
-    });
+    let same = layer
+        .header
+        .as_ref()
+        .is_some_and(|then| then.backing == now.backing && then.data_file == now.data_file);
     if same {
         return Ok(());
     }

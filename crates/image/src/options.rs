@@ -241,7 +241,9 @@ mod tests {
         for (text, bytes) in cases {
             assert_eq!(parse_size(text).unwrap(), bytes, "{text}");
         }
-        for text in ["", "k", "-1", "+1", "1x", "8E", "1.k", ".5k", "9e9", "1 k", "٣"] {
+        for text in [
+            "", "k", "-1", "+1", "1x", "8E", "1.k", ".5k", "9e9", "1 k", "٣",
+        ] {
             assert!(parse_size(text).is_err(), "{text}");
         }
     }

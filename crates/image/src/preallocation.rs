@@ -33,6 +33,14 @@ impl Preallocation {
         }
     }
 
+    /// What it means for a file without tables.
+    pub(crate) fn of_space(self) -> Self {
+        match self {
+            Self::Metadata => Self::Off,
+            other => other,
+        }
+    }
+
     /// [`Kind::Invalid`] if the format has no such preallocation.
     pub(crate) fn check(self, format: Format) -> Result<()> {
         match (self, format) {

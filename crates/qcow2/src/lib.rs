@@ -6,6 +6,7 @@
 //! Source of all format facts: QEMU's `docs/interop/qcow2` specification.
 
 pub mod check;
+pub mod create;
 pub mod format;
 pub mod meta;
 pub mod node;

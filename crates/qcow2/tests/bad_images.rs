@@ -1,14 +1,14 @@
 //! One thing wrong with an image at a time, each with the answer that it must get: refused with a reason, or an error for
 //! the guest and the corrupt bit, and never a harm to what was right.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::pedantic)]
 
 mod support;
 
 use std::sync::Arc;
 
 use diskfuse_block::{Kind, Resize};
-use diskfuse_qcow2::{Qcow2Config, Qcow2Node};
+use diskfuse_qcow2::node::{Qcow2Config, Qcow2Node};
 use diskfuse_ring::Choice;
 use support::atlas::{self, Atlas, be32, be64, put};
 use support::engine::{self, Below, run};
@@ -180,7 +180,7 @@ impl Bad {
         run(Choice::Auto, async {
             let node = self.open(true).await.unwrap();
             let read = engine::read(&*node, at, CLUSTER).await;
-            let error = read.err().expect("it was read");
+            let error = read.expect_err("it was read");
             let said = error.to_string();
             assert_eq!(error.errno(), 5, "{said}");
             for word in words {
@@ -402,8 +402,7 @@ fn an_image_marked_as_corrupt_opens_for_reading_only() {
         let error = bad
             .open(false)
             .await
-            .err()
-            .expect("it was opened for writing");
+            .expect_err("it was opened for writing");
         assert_eq!(error.kind(), Kind::Corrupt, "{error}");
         assert!(error.to_string().contains("corrupt"), "{error}");
         let node = bad.open(true).await.unwrap();

@@ -24,6 +24,9 @@ const SHAPES: &[&str] = &[
     "refcount_bits=2",
 ];
 
+/// What is done to the image, and doing it.
+type Wrong = (&'static str, fn(&Image, u64));
+
 /// Data, zeroes, holes, compressed clusters, a snapshot in the midst of it.
 fn fill(image: &Image, snapshots: bool) {
     image.io(&[
@@ -53,7 +56,11 @@ fn shape(options: &str) -> Image {
     if compressible(options) && !options.contains("preallocation") {
         fill(&image, has_room_for_snapshots(options));
     } else {
-        image.io(&["write -P 1 0 300k", "write -P 2 3M 70k", "write -z 512k 128k"]);
+        image.io(&[
+            "write -P 1 0 300k",
+            "write -P 2 3M 70k",
+            "write -z 512k 128k",
+        ]);
         image.snapshot("-c", "first");
         image.io(&["write -P 5 64k 200k", "discard 4M 1M"]);
     }
@@ -70,8 +77,14 @@ fn images_of_every_shape_are_clean_and_counted_alike() {
 #[test]
 fn bitmaps_are_counted_and_leak_when_they_are_void() {
     let image = Image::new("cluster_size=4k", "64M");
-    must("qemu-img", &["bitmap", "--add", "-g", "512", image.name(), "one"]);
-    must("qemu-img", &["bitmap", "--add", "--enable", image.name(), "two"]);
+    must(
+        "qemu-img",
+        &["bitmap", "--add", "-g", "512", image.name(), "one"],
+    );
+    must(
+        "qemu-img",
+        &["bitmap", "--add", "--enable", image.name(), "two"],
+    );
     image.io(&["write 1M 2M", "write 60M 1M"]);
     image.assert_clean("bitmaps");
     // The header says no longer that they are true.
@@ -100,7 +113,13 @@ fn repaired(image: &Image, repair: Repair, what: &str) {
     let result = image.check(repair).unwrap();
     assert!(result.is_clean(), "{what}: {:#?}", result.messages);
     let qemu = image.qemu_check();
-    assert_eq!(qemu.code, Some(0), "{what}: {}\n{:#?}", qemu.said, result.messages);
+    assert_eq!(
+        qemu.code,
+        Some(0),
+        "{what}: {}\n{:#?}",
+        qemu.said,
+        result.messages
+    );
     image.assert_clean(what);
 }
 
@@ -111,7 +130,12 @@ fn a_leak_is_found_and_given_back() {
     let block = image.refcount_block(0);
     image.put(block + 2 * (end / 65536), &[0, 3]);
     // Leaked clusters must be in the file.
-    std::fs::File::options().write(true).open(&image.path).unwrap().set_len(end + 65536).unwrap();
+    std::fs::File::options()
+        .write(true)
+        .open(&image.path)
+        .unwrap()
+        .set_len(end + 65536)
+        .unwrap();
     let ours = image.check(Repair::None).unwrap();
     assert_eq!((ours.leaks, ours.corruptions), (1, 0));
     assert_same(&ours, &image.qemu_check(), "one leak");
@@ -147,7 +171,12 @@ fn refcount_structures_that_are_no_use_are_made_anew() {
         |image| image.put_u64(image.u64(48) + 8, image.refcount_block(0)),
         |image| image.put_u64(image.u64(48) + 64, 3),
     ];
-    for options in ["", "cluster_size=512,refcount_bits=64", "extended_l2=on", "compat=0.10"] {
+    for options in [
+        "",
+        "cluster_size=512,refcount_bits=64",
+        "extended_l2=on",
+        "compat=0.10",
+    ] {
         for (number, wrong) in wrong.iter().enumerate() {
             let what = format!("{options} {number}");
             let image = shape(options);
@@ -156,7 +185,10 @@ fn refcount_structures_that_are_no_use_are_made_anew() {
             let ours = image.check(Repair::None).unwrap();
             assert!(ours.corruptions > 0, "{what}");
             repaired(&image, Repair::All, &what);
-            assert!(contents == (image.contents(None), image.contents(Some("first"))), "{what}");
+            assert!(
+                contents == (image.contents(None), image.contents(Some("first"))),
+                "{what}"
+            );
             image.io(&["write -P 9 0 8M"]);
             image.assert_clean(&what);
         }
@@ -165,14 +197,18 @@ fn refcount_structures_that_are_no_use_are_made_anew() {
 
 #[test]
 fn entries_that_cannot_be_right_become_zeroes() {
-    let wrong: &[(&str, fn(&Image, u64))] = &[
+    let wrong: &[Wrong] = &[
         ("misaligned", |i, e| i.put_u64(e, i.u64(e) | 0x200)),
         ("reserved", |i, e| i.put_u64(e, i.u64(e) | 0x10)),
-        ("beyond the file", |i, e| i.put_u64(e, 0x8000_00f0_0000_0000)),
+        ("beyond the file", |i, e| {
+            i.put_u64(e, 0x8000_00f0_0000_0000)
+        }),
         ("on the header", |i, e| i.put_u64(e, 1 << 63 | 1)),
         ("on the L1 table", |i, e| i.put_u64(e, i.l1() | 1 << 63)),
         ("on its own table", |i, e| i.put_u64(e, i.l2(0) | 1 << 63)),
-        ("on a refcount block", |i, e| i.put_u64(e, i.refcount_block(0) | 1 << 63)),
+        ("on a refcount block", |i, e| {
+            i.put_u64(e, i.refcount_block(0) | 1 << 63)
+        }),
         ("not copied", |i, e| i.put_u64(e, i.u64(e) & !(1 << 63))),
         ("shared", |i, e| i.put_u64(e, i.u64(e + 8))),
     ];
@@ -187,8 +223,20 @@ fn entries_that_cannot_be_right_become_zeroes() {
         assert!(qemu.code == Some(2) || harmless, "{what}: {}", qemu.said);
         // QEMU finds a second fault with a cluster that the file does not have: that its refcount is not one.
         let twice = u64::from(*what == "beyond the file");
-        assert_eq!(ours.corruptions + twice, qemu.number("corruptions"), "{what}: {}\n{:#?}", qemu.said, ours.messages);
-        assert_eq!(ours.leaks, qemu.number("leaks"), "{what}: {}\n{:#?}", qemu.said, ours.messages);
+        assert_eq!(
+            ours.corruptions + twice,
+            qemu.number("corruptions"),
+            "{what}: {}\n{:#?}",
+            qemu.said,
+            ours.messages
+        );
+        assert_eq!(
+            ours.leaks,
+            qemu.number("leaks"),
+            "{what}: {}\n{:#?}",
+            qemu.said,
+            ours.messages
+        );
         if ours.is_clean() {
             continue;
         }
@@ -201,12 +249,16 @@ fn entries_that_cannot_be_right_become_zeroes() {
 
 #[test]
 fn an_l1_entry_that_cannot_be_right_is_given_up() {
-    let wrong: &[(&str, fn(&Image, u64))] = &[
+    let wrong: &[Wrong] = &[
         ("misaligned", |i, e| i.put_u64(e, i.u64(e) | 0x200)),
         ("reserved", |i, e| i.put_u64(e, i.u64(e) | 0x10)),
-        ("beyond the file", |i, e| i.put_u64(e, 0x8000_00f0_0000_0000)),
+        ("beyond the file", |i, e| {
+            i.put_u64(e, 0x8000_00f0_0000_0000)
+        }),
         ("on the L1 table", |i, e| i.put_u64(e, i.l1() | 1 << 63)),
-        ("on the refcounts", |i, e| i.put_u64(e, i.refcount_block(0) | 1 << 63)),
+        ("on the refcounts", |i, e| {
+            i.put_u64(e, i.refcount_block(0) | 1 << 63)
+        }),
         ("not copied", |i, e| i.put_u64(e, i.u64(e) & !(1 << 63))),
         ("shared", |i, e| i.put_u64(e, i.u64(e + 8))),
     ];
@@ -233,7 +285,12 @@ fn structures_that_share_a_cluster_are_found_though_refcounts_allow_it() {
     image.put(block + 2 * (old >> 16), &[0, 0]);
     assert_eq!(image.qemu_check().code, Some(0), "QEMU does not see it");
     let ours = image.check(Repair::None).unwrap();
-    assert_eq!((ours.corruptions, ours.leaks), (1, 0), "{:?}", ours.messages);
+    assert_eq!(
+        (ours.corruptions, ours.leaks),
+        (1, 0),
+        "{:?}",
+        ours.messages
+    );
     repaired(&image, Repair::All, "overlap");
 }
 
@@ -242,7 +299,15 @@ fn a_dirty_image_is_repaired_and_clean_afterwards() {
     let image = Image::new("lazy_refcounts=on", "8M");
     let killed = tool(
         "qemu-io",
-        &["-f", "qcow2", "-c", "write -P 7 0 1M", "-c", "abort", image.name()],
+        &[
+            "-f",
+            "qcow2",
+            "-c",
+            "write -P 7 0 1M",
+            "-c",
+            "abort",
+            image.name(),
+        ],
     );
     assert!(!killed.status.success());
     assert_eq!(image.u64(72) & 1, 1, "the dirty bit");
@@ -260,7 +325,11 @@ fn the_corrupt_bit_goes_when_nothing_corrupt_is_left() {
     let image = shape("");
     image.put_u64(72, 2);
     let ours = image.check(Repair::None).unwrap();
-    assert!(ours.is_clean() && ours.messages.len() == 1, "{:?}", ours.messages);
+    assert!(
+        ours.is_clean() && ours.messages.len() == 1,
+        "{:?}",
+        ours.messages
+    );
     assert_eq!(image.u64(72), 2);
     repaired(&image, Repair::All, "corrupt bit");
     assert_eq!(image.u64(72), 0);
@@ -322,13 +391,22 @@ fn damage(image: &Image, random: &mut Random, size: u64) -> String {
 #[test]
 fn damaged_images_get_the_verdict_of_qemu_and_can_be_repaired() {
     let seed = std::env::var("SEED").ok().and_then(|s| s.parse().ok());
-    let shapes = [("", 65536), ("cluster_size=4k", 4096), ("extended_l2=on,cluster_size=16k", 16384), ("cluster_size=1k,refcount_bits=8", 1024)];
+    let shapes = [
+        ("", 65536),
+        ("cluster_size=4k", 4096),
+        ("extended_l2=on,cluster_size=16k", 16384),
+        ("cluster_size=1k,refcount_bits=8", 1024),
+    ];
     for round in 0..60 {
         let start = seed.unwrap_or(round);
         let mut random = Random(start);
         let (options, size) = *random.pick(&shapes);
         let image = Image::new(options, "8M");
-        image.io(&["write -P 1 0 300k", "write -c -P 3 1M 64k", "write -z 512k 128k"]);
+        image.io(&[
+            "write -P 1 0 300k",
+            "write -c -P 3 1M 64k",
+            "write -z 512k 128k",
+        ]);
         image.snapshot("-c", "first");
         image.io(&["write -P 5 64k 200k"]);
         let said = damage(&image, &mut random, size);
@@ -336,12 +414,20 @@ fn damaged_images_get_the_verdict_of_qemu_and_can_be_repaired() {
         let qemu = image.qemu_check();
         let ours = image.check(Repair::None);
         let (our_verdict, messages) = match &ours {
-            Ok(r) => (verdict(r.check_errors > 0, r.corruptions, r.leaks), r.messages.join("\n")),
+            Ok(r) => (
+                verdict(r.check_errors > 0, r.corruptions, r.leaks),
+                r.messages.join("\n"),
+            ),
             Err(error) => ("error", error.to_string()),
         };
         let stricter = our_verdict == "corrupt" && theirs(&qemu) != "error";
         if theirs(&qemu) != "error" && !stricter {
-            assert_eq!(our_verdict, theirs(&qemu), "{what}: {}\n{messages}", qemu.said);
+            assert_eq!(
+                our_verdict,
+                theirs(&qemu),
+                "{what}: {}\n{messages}",
+                qemu.said
+            );
         }
         if stricter && theirs(&qemu) != "corrupt" {
             println!("{what}: stricter than QEMU:\n{messages}");
@@ -349,7 +435,11 @@ fn damaged_images_get_the_verdict_of_qemu_and_can_be_repaired() {
         if our_verdict != "error" {
             let after = image.check(Repair::All).unwrap();
             let now = image.qemu_check();
-            assert!(after.corruptions == 0 || now.code != Some(0), "{what}: {:#?}", after.messages);
+            assert!(
+                after.corruptions == 0 || now.code != Some(0),
+                "{what}: {:#?}",
+                after.messages
+            );
             if after.is_clean() {
                 assert_eq!(now.code, Some(0), "{what}: {}\n{messages}", now.said);
             } else {

@@ -1,7 +1,7 @@
 //! Whatever was under way when the power failed, what was flushed is there and the image is sound: random loads on
 //! random images, and for each many states that a crash can leave.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::pedantic)]
 
 mod common;
 
@@ -20,7 +20,9 @@ fn crash(case: Case) {
     let stage = Stage::new(case);
     stage.live(false);
     if stage.case.closes {
-        stage.second_opinion(&stage.file, "after it was closed").unwrap();
+        stage
+            .second_opinion(&stage.file, "after it was closed")
+            .unwrap();
     }
     let log = stage.recorder.log();
     let mut rng = Rng::new(seed ^ 0xC4A5);
@@ -32,7 +34,10 @@ fn crash(case: Case) {
                 std::fs::write(path, &state.disks[0]).unwrap();
             }
             let before = log.show(state.time.saturating_sub(60), state.time);
-            panic!("{error}\n{}\nof {:#?}\nstorage:\n{before}", state.how, stage.case);
+            panic!(
+                "{error}\n{}\nof {:#?}\nstorage:\n{before}",
+                state.how, stage.case
+            );
         }
     });
 }

@@ -1,7 +1,7 @@
 //! A disk that is full or fails in the midst of anything: the guest is told, nothing that was flushed is lost, the image
 //! stays sound, and when the disk is well again so is the guest.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::pedantic)]
 
 mod common;
 
@@ -16,7 +16,7 @@ use common::rng::Rng;
 use common::run::{Stage, on_ring};
 use common::states;
 use diskfuse_block::{Error, Kind, Result};
-use diskfuse_qcow2::Qcow2Node;
+use diskfuse_qcow2::node::Qcow2Node;
 use diskfuse_ring::spawn;
 
 /// States that are looked at after each run.
@@ -62,7 +62,10 @@ fn judge(stage: &Stage) {
     states::sample(&log, &stage.initial, &mut choices, STATES, |state| {
         if let Err(error) = stage.judge(&log, &state, &mut rng) {
             let before = log.show(state.time.saturating_sub(60), state.time);
-            panic!("{error}\n{}\nof {:#?}\nstorage:\n{before}", state.how, stage.case);
+            panic!(
+                "{error}\n{}\nof {:#?}\nstorage:\n{before}",
+                state.how, stage.case
+            );
         }
     });
 }
@@ -96,13 +99,14 @@ fn a_full_disk_is_told_to_the_guest_and_writing_goes_on_when_there_is_room() {
                     data.set_room(None);
                 }
                 guest.flush().await.unwrap();
-                for error in live(&stage, &guest, seed + 100 + round).await {
-                    panic!("there is room again, but: {error}");
-                }
+                let errors = live(&stage, &guest, seed + 100 + round).await;
+                assert!(errors.is_empty(), "there is room again, but: {errors:?}");
             }
             close(&guest, &stage, node).await.unwrap();
         });
-        stage.second_opinion(&stage.file, "after it was full and closed").unwrap();
+        stage
+            .second_opinion(&stage.file, "after it was full and closed")
+            .unwrap();
         judge(&stage);
     });
 }
@@ -128,13 +132,17 @@ fn one_failed_write_is_told_to_whom_it_concerns_and_nothing_else_is_lost() {
             }
             stage.file.heal();
             if guest.flush().await.is_ok() {
-                for error in live(&stage, &guest, seed + 1).await {
-                    panic!("the disk is well again and flushed, but: {error}");
-                }
+                let errors = live(&stage, &guest, seed + 1).await;
+                assert!(
+                    errors.is_empty(),
+                    "the disk is well again and flushed, but: {errors:?}"
+                );
                 close(&guest, &stage, node).await.unwrap();
             }
         });
-        stage.second_opinion(&stage.file, "after a failed write").unwrap();
+        stage
+            .second_opinion(&stage.file, "after a failed write")
+            .unwrap();
         judge(&stage);
     });
 }

@@ -1,6 +1,6 @@
 //! The tools of the crash tests, tested: a wrong order of writes is found, a right one is not blamed.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::pedantic)]
 
 #[allow(dead_code)]
 #[path = "common"]
@@ -108,13 +108,18 @@ fn a_sample_finds_the_wrong_order_too() {
     }
     for seed in 0..20 {
         let mut wrong = 0;
-        states::sample(&log, &[vec![0; 64 << 10]], &mut Rng::new(seed), 400, |state| {
-            wrong += usize::from(state.disks[0][0] == 1 && state.disks[0][512] != 2);
-        });
+        states::sample(
+            &log,
+            &[vec![0; 64 << 10]],
+            &mut Rng::new(seed),
+            400,
+            |state| {
+                wrong += usize::from(state.disks[0][0] == 1 && state.disks[0][512] != 2);
+            },
+        );
         assert!(wrong > 0, "seed {seed}");
     }
 }
-
 
 #[test]
 fn states_keep_what_was_flushed_and_tear_what_was_not() {
@@ -131,13 +136,22 @@ fn states_keep_what_was_flushed_and_tear_what_was_not() {
     // After the flush has ended at 4.
     let after: Vec<_> = seen.iter().filter(|s| s.0).map(|s| (s.1, s.2)).collect();
     assert!(after.iter().all(|&(a, b)| a > 0 && b > 0), "{after:?}");
-    assert!(after.contains(&(1, 2)) || after.contains(&(2, 1)), "{after:?}");
+    assert!(
+        after.contains(&(1, 2)) || after.contains(&(2, 1)),
+        "{after:?}"
+    );
 }
 
 #[test]
 fn sizes_are_operations_as_well() {
     let mut log = Log::default();
-    done(&mut log, Op::Resize { size: 2048, grow: true });
+    done(
+        &mut log,
+        Op::Resize {
+            size: 2048,
+            grow: true,
+        },
+    );
     done(&mut log, write(1024, 512, 7));
     let mut sizes = BTreeSet::new();
     states::exhaust(&log, &[vec![0; 1024]], |state| {
@@ -183,7 +197,12 @@ fn the_model_keeps_both_of_two_writes_that_overlap_in_time() {
     stamp(0, 4, &mut bytes);
     assert!(model.compare(0, &bytes, 7, 8).is_err());
     stamp(1, 2, &mut bytes);
-    assert!(model.compare(0, &bytes, 7, 8).unwrap_err().contains("of sector 1"));
+    assert!(
+        model
+            .compare(0, &bytes, 7, 8)
+            .unwrap_err()
+            .contains("of sector 1")
+    );
     bytes[100] ^= 1;
     assert!(version_of(1, &bytes).unwrap_err().contains("garbage"));
 }
@@ -226,7 +245,11 @@ fn the_disk_notes_everything_and_holds_what_it_is_told_to() {
     let log = recorder.log();
     assert_eq!(log.records.len(), 5);
     assert!(log.records.iter().all(|r| r.ok));
-    assert!(log.records[0].ended > log.records[2].ended, "{}", log.show(0, 99));
+    assert!(
+        log.records[0].ended > log.records[2].ended,
+        "{}",
+        log.show(0, 99)
+    );
 }
 
 #[test]

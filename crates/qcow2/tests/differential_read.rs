@@ -1,7 +1,7 @@
 //! Images made by the real tools, over the whole space of options, read by us: byte for byte what `qemu-img convert`
 //! reads, also of each snapshot, and what `qemu-img map` says of where it is.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::pedantic)]
 
 mod support;
 
@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use diskfuse_block::Node;
-use diskfuse_qcow2::Qcow2Config;
+use diskfuse_qcow2::node::Qcow2Config;
 use support::engine::{self, Below};
 use support::image::{Image, SECTOR, Wanted};
 use support::model::read_at;

@@ -2,7 +2,7 @@
 //! agrees with a model at every step; the closed image is clean to `qemu-img check`, leaks included, holds what the model
 //! says, and goes on working in the hands of `qemu-io` and then of us again.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::pedantic)]
 
 mod support;
 
@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use diskfuse_block::Node;
 use diskfuse_block::drivers::DetectZeroes;
-use diskfuse_qcow2::{OverlapCheck, Qcow2Config, Qcow2Node};
+use diskfuse_qcow2::node::{OverlapCheck, Qcow2Config, Qcow2Node};
 use diskfuse_ring::IoThread;
 use support::engine::{self, Below, wait};
 use support::image::{Image, Wanted};

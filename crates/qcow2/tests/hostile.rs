@@ -2,7 +2,7 @@
 //! repaired. Nothing panics, hangs or allocates without bound, and no guest write lands on what the image on disk says
 //! is metadata. `DISKFUSE_SEED` runs one again; `DISKFUSE_CASES` sets how many.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::pedantic)]
 #![allow(unsafe_code)]
 
 mod support;
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use diskfuse_block::drivers::{Discard, FileConfig, open_file};
 use diskfuse_block::{Access, Node, Zeroes};
 use diskfuse_qcow2::check::{Repair, check};
-use diskfuse_qcow2::{Children, Qcow2Config, Qcow2Node};
+use diskfuse_qcow2::node::{Children, Qcow2Config, Qcow2Node};
 use support::atlas::{Atlas, Kind, Region, be64};
 use support::cases::{env_number, seeds};
 use support::engine::{self, run};
@@ -211,7 +211,7 @@ fn look(rng: &mut Rng, bytes: &[u8], seedling: &Seedling, story: &mut Story) {
             match Qcow2Node::open(children, &config).await {
                 Ok(node) => {
                     story.steps.push(format!("opened, {} bytes", node.size()));
-                    read_about(rng, &*node, story).await;
+                    read_about(rng, &node, story).await;
                     let _ = node.close().await;
                 }
                 Err(error) => story.steps.push(format!("not opened: {error}")),

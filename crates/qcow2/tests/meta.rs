@@ -1,5 +1,6 @@
 //! The metadata store by itself: what it allocates, links, frees and commits is what `qemu-img` finds afterwards.
-#![allow(missing_docs, clippy::unwrap_used)]
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::pedantic)]
 
 use std::path::Path;
 use std::process::Command;
@@ -7,9 +8,9 @@ use std::sync::Arc;
 
 use diskfuse_block::drivers::{FileConfig, open_file};
 use diskfuse_block::{Node, RangeQueue};
-use diskfuse_qcow2::Qcow2Config;
 use diskfuse_qcow2::format::{Header, Mapping};
 use diskfuse_qcow2::meta::{ActiveTable, Entry, Lookup, Meta};
+use diskfuse_qcow2::node::Qcow2Config;
 use diskfuse_ring::{Config, IoThread, Ring};
 
 fn qemu_img(arguments: &[&str]) -> String {
@@ -17,12 +18,24 @@ fn qemu_img(arguments: &[&str]) -> String {
     let output = output.expect("qemu-img cannot be run: install qemu-utils");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "qemu-img {arguments:?}: {text}{errors}");
+    assert!(
+        output.status.success(),
+        "qemu-img {arguments:?}: {text}{errors}"
+    );
     text
 }
 
 fn create(path: &Path, options: &str, size: &str) {
-    qemu_img(&["create", "-q", "-f", "qcow2", "-o", options, path.to_str().unwrap(), size]);
+    qemu_img(&[
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-o",
+        options,
+        path.to_str().unwrap(),
+        size,
+    ]);
 }
 
 async fn open(path: &Path, config: &Qcow2Config) -> Meta {
@@ -37,7 +50,9 @@ async fn open(path: &Path, config: &Qcow2Config) -> Meta {
         l1_entries: header.l1_size,
         size: header.size,
     };
-    Meta::open(file, None, &header, table, config).await.unwrap()
+    Meta::open(file, None, &header, table, config)
+        .await
+        .unwrap()
 }
 
 async fn mapping(meta: &Meta, guest: u64) -> Mapping {

@@ -1,6 +1,6 @@
 //! The hot path resolves without allocating, and says what is in place and what is work.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::pedantic)]
 #![allow(unsafe_code)]
 
 mod node_support;
@@ -74,8 +74,14 @@ fn neighbours_are_one_range() {
         };
         assert_eq!(len, 32 * MIB);
         // The first write makes the image ready, so it is work.
-        assert!(matches!(node.resolve(Access::Write, 0, 4096), Extent::Work { len: 4096 }));
+        assert!(matches!(
+            node.resolve(Access::Write, 0, 4096),
+            Extent::Work { len: 4096 }
+        ));
         write(&*node, 0, &[7; 512]).await.unwrap();
-        assert!(matches!(node.resolve(Access::Write, 0, 4096), Extent::Host { len: 4096, .. }));
+        assert!(matches!(
+            node.resolve(Access::Write, 0, 4096),
+            Extent::Host { len: 4096, .. }
+        ));
     });
 }

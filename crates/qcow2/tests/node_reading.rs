@@ -1,6 +1,6 @@
 //! Images that QEMU made, read by us: the same bytes, however they are asked for.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::pedantic)]
 
 mod node_support;
 
@@ -14,7 +14,10 @@ fn scribble(path: &std::path::Path, size: u64, seed: u64) {
     let mut commands = Vec::new();
     for n in 0..40 {
         let (offset, len) = random.range(size, 300 * KIB);
-        let (offset, len) = (offset & !511, len.next_multiple_of(512).min(size - (offset & !511)));
+        let (offset, len) = (
+            offset & !511,
+            len.next_multiple_of(512).min(size - (offset & !511)),
+        );
         let command = match random.below(8) {
             0 => format!("write -z {offset} {len}"),
             1 => format!("write -zu {offset} {len}"),
@@ -76,7 +79,10 @@ fn compressed_images_read_as_they_were() {
     ] {
         let path = dir.path().join("packed.qcow2");
         let args = ["convert", "-c", "-f", "raw", "-O", "qcow2", "-o", options];
-        must("qemu-img", &[&args[..], &[text(&raw), text(&path)]].concat());
+        must(
+            "qemu-img",
+            &[&args[..], &[text(&raw), text(&path)]].concat(),
+        );
         run(async {
             let node = open(&path).await;
             for piece in [4096, MIB as usize, 100_000] {
@@ -174,7 +180,10 @@ fn block_status_tells_data_zeroes_and_where() {
     run(async {
         let node = open(&path).await;
         let nothing = node.block_status(0, 4 * MIB).await.unwrap();
-        assert_eq!((nothing.len, nothing.zero, nothing.host_offset), (MIB, true, None));
+        assert_eq!(
+            (nothing.len, nothing.zero, nothing.host_offset),
+            (MIB, true, None)
+        );
         let data = node.block_status(MIB, 3 * MIB).await.unwrap();
         assert_eq!((data.len, data.zero), (MIB, false));
         let at = data.host_offset.unwrap() as usize;

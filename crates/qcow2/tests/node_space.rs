@@ -1,7 +1,7 @@
 //! Space that is given up and space that is not there: a place is not used again while somebody moves its bytes, and a
 //! full disk is an error that passes.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::pedantic)]
 
 mod node_support;
 
@@ -28,18 +28,31 @@ fn a_discarded_cluster_is_not_reused_while_a_reader_is_at_it() {
         let node = open_with(&path, &config).await;
         write(&*node, 0, &vec![7; MIB as usize]).await.unwrap();
         node.flush().await.unwrap();
-        let Extent::Host { file, offset, len, hold } = node.resolve(Access::Read, 0, MIB) else {
+        let Extent::Host {
+            file,
+            offset,
+            len,
+            hold,
+        } = node.resolve(Access::Read, 0, MIB)
+        else {
             panic!("it is work");
         };
         assert_eq!(len, MIB);
         node.discard(0, MIB).await.unwrap();
         node.flush().await.unwrap();
-        write(&*node, 4 * MIB, &vec![8; 4 * MIB as usize]).await.unwrap();
+        write(&*node, 4 * MIB, &vec![8; 4 * MIB as usize])
+            .await
+            .unwrap();
         node.flush().await.unwrap();
-        write(&*node, 8 * MIB, &vec![8; 4 * MIB as usize]).await.unwrap();
+        write(&*node, 8 * MIB, &vec![8; 4 * MIB as usize])
+            .await
+            .unwrap();
         let (result, buf) = file.read(offset, buffer(&vec![0; MIB as usize])).await;
         result.unwrap();
-        assert!(buf.as_slice().iter().all(|&byte| byte == 7), "it was overwritten");
+        assert!(
+            buf.as_slice().iter().all(|&byte| byte == 7),
+            "it was overwritten"
+        );
         let place = offset;
         drop(hold);
         // Now it is free, after a flush or two: the file does not grow for as much.
@@ -172,11 +185,13 @@ fn a_full_disk_is_told_and_writing_goes_on_when_there_is_room() {
             model[..2 * MIB as usize].fill(0);
             node.flush().await.unwrap();
             node.flush().await.unwrap();
-            write(&*node, 30 * MIB, &[99; 65536]).await.unwrap();
+            write(&*node, 30 * MIB, &vec![99; 65536]).await.unwrap();
             model[30 * MIB as usize..][..65536].fill(99);
             // And so does a larger disk.
             bounded.limit.store(64 * MIB, Ordering::SeqCst);
-            write(&*node, 20 * MIB, &vec![98; 3 * MIB as usize]).await.unwrap();
+            write(&*node, 20 * MIB, &vec![98; 3 * MIB as usize])
+                .await
+                .unwrap();
             model[20 * MIB as usize..][..3 * MIB as usize].fill(98);
             assert_same(&contents(&*node, 65536).await, &model, "with room");
             node.close().await.unwrap();
@@ -197,7 +212,10 @@ fn a_small_write_to_an_empty_image_writes_little() {
         }
         node.flush().await.unwrap();
         let used = node.allocated();
-        assert!(used < 64 * 3 * 4096 + 512 * KIB, "{used} bytes for 64 pages");
+        assert!(
+            used < 64 * 3 * 4096 + 512 * KIB,
+            "{used} bytes for 64 pages"
+        );
         node.close().await.unwrap();
     });
     assert_clean(&path);
@@ -213,10 +231,12 @@ fn a_disk_of_a_terabyte_is_discarded_at_once() {
     };
     run(async {
         let node = open_with(&path, &config).await;
-        write(&*node, 1 << 39, &[7; 65536]).await.unwrap();
+        write(&*node, 1 << 39, &vec![7; 65536]).await.unwrap();
         let start = std::time::Instant::now();
         node.discard(0, 1 << 40).await.unwrap();
-        node.write_zeroes(0, 1 << 40, Zeroes::MayUnmap).await.unwrap();
+        node.write_zeroes(0, 1 << 40, Zeroes::MayUnmap)
+            .await
+            .unwrap();
         assert!(start.elapsed().as_secs() < 5, "{:?}", start.elapsed());
         assert_eq!(read(&*node, 1 << 39, 512).await.unwrap(), [0; 512]);
         node.close().await.unwrap();

@@ -1,7 +1,7 @@
 //! Several threads on one image: every sector holds what one of the writers of it wrote, none of it is lost, and the
 //! image stays whole.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::pedantic)]
 
 mod node_support;
 
@@ -33,7 +33,12 @@ fn stamped(request: &Request) -> Vec<u8> {
 }
 
 async fn send(node: &Qcow2Node, request: Request) {
-    let Request { offset, len, stamp, discard } = request;
+    let Request {
+        offset,
+        len,
+        stamp,
+        discard,
+    } = request;
     let result = match (stamp, discard) {
         (0, true) => node.discard(offset, len).await,
         (0, false) => node.write_zeroes(offset, len, Zeroes::MayUnmap).await,
@@ -63,10 +68,10 @@ fn requests(random: &mut Random, size: u64, next: &mut u64) -> Vec<Request> {
 
 fn run_round(threads: &[diskfuse_ring::IoThread], node: &Arc<Qcow2Node>, all: &[Request]) {
     let shares = all.chunks(IN_FLIGHT * REQUESTS);
-    let started: Vec<_> = threads.iter().zip(shares).map(|(thread, share)| {
+    let started = threads.iter().zip(shares).map(|(thread, share)| {
         let (node, share) = (Arc::clone(node), share.to_vec());
         thread.mailbox().call(move || async move {
-            let tasks: Vec<_> = share.chunks(REQUESTS).map(|requests| {
+            let tasks = share.chunks(REQUESTS).map(|requests| {
                 let (node, requests) = (Arc::clone(&node), requests.to_vec());
                 spawn(async move {
                     for (n, request) in requests.into_iter().enumerate() {
@@ -82,7 +87,7 @@ fn run_round(threads: &[diskfuse_ring::IoThread], node: &Arc<Qcow2Node>, all: &[
             }
         })
     });
-    started.into_iter().for_each(wait);
+    started.collect::<Vec<_>>().into_iter().for_each(wait);
 }
 
 /// Every sector holds what it held, if nobody wrote it, or else what one of the writers wrote. A discarded one may hold
@@ -114,7 +119,12 @@ fn stress(options: &str, config: &Qcow2Config, backed: bool, seed: u64) {
     let dir = directory();
     let size = 4 * MIB;
     let base = dir.path().join("base.raw");
-    let stamp = Request { offset: 0, len: size, stamp: u64::MAX, discard: false };
+    let stamp = Request {
+        offset: 0,
+        len: size,
+        stamp: u64::MAX,
+        discard: false,
+    };
     let mut before = vec![0; size as usize];
     let mut options = options.to_owned();
     if backed {
@@ -131,21 +141,27 @@ fn stress(options: &str, config: &Qcow2Config, backed: bool, seed: u64) {
         children.backing = Some(file(&base, false));
     }
     let config = config.clone();
-    let open = threads[0].mailbox().call(move || async move {
-        Qcow2Node::open(children, &config).await.unwrap()
-    });
+    let open = threads[0]
+        .mailbox()
+        .call(move || async move { Qcow2Node::open(children, &config).await.unwrap() });
     let node = wait(open);
     for round in 0..ROUNDS {
         let all = requests(&mut random, size, &mut next);
         run_round(&threads, &node, &all);
         let reader = Arc::clone(&node);
-        let after = threads[1].mailbox().call(move || async move { contents(&*reader, 100_000).await });
+        let after = threads[1]
+            .mailbox()
+            .call(move || async move { contents(&*reader, 100_000).await });
         let after = wait(after);
         check_round(&before, &after, &all, seed, round);
         before = after;
     }
     let closer = Arc::clone(&node);
-    wait(threads[2].mailbox().call(move || async move { closer.close().await.unwrap() }));
+    wait(
+        threads[2]
+            .mailbox()
+            .call(move || async move { closer.close().await.unwrap() }),
+    );
     assert_clean(&path);
     assert_same(&converted(&path), &before, "read by QEMU");
 }

@@ -2,7 +2,7 @@
 //! write put there, or zeroes; never older than the newest write of the same thread that was over before the read began;
 //! and never what was written to another sector.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::pedantic)]
 
 mod support;
 
@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use diskfuse_block::{Node, Zeroes};
-use diskfuse_qcow2::Qcow2Config;
+use diskfuse_qcow2::node::Qcow2Config;
 use support::engine::{self, Below, wait};
 use support::image::{Image, Options, SECTOR};
 use support::model::{FIRST, Tag, ZERO, whose, write_bytes};

@@ -11,7 +11,7 @@ use diskfuse_qcow2::check::{self, CheckResult};
 use serde::Serialize;
 
 use super::progress::Progress;
-use super::{on_ring, say_json};
+use super::{on_ring, say_json, text::percent};
 use crate::cli::{CheckArgs, Repair};
 use crate::error::{Plain, Result};
 use crate::output;
@@ -84,10 +84,8 @@ async fn look(arguments: &CheckArgs) -> diskfuse_block::Result<Option<CheckResul
         Some(Repair::All) => check::Repair::All,
     };
     let progress = Progress::steps();
-    let result = check::check(&**file.node(), repair, &mut |done, total| {
-        progress.set(done, total);
-    });
-    let result = result.await?;
+    let mut tell = |done, total| progress.set(done, total);
+    let result = check::check(&**file.node(), repair, &mut tell).await?;
     file.node().flush().await?;
     Ok(Some(result))
 }
@@ -136,10 +134,6 @@ fn as_text(result: &CheckResult) -> String {
         text.push_str("No errors were found on the image.\n");
     }
     if result.total_clusters > 0 {
-        let percent = |part: u64, whole: u64| match whole {
-            0 => 0.0,
-            whole => part as f64 * 100.0 / whole as f64,
-        };
         let (allocated, total) = (result.allocated_clusters, result.total_clusters);
         let _ = writeln!(
             text,

@@ -13,7 +13,11 @@ use crate::error::Result;
 pub fn run(arguments: &CommitArgs) -> Result<ExitCode> {
     let ring = Ring::new(&Config::default())?;
     let commit = ring.block_on(Commit::start(&arguments.image, arguments.format))?;
-    carry_out(&commit.copy, default_threads(), diskfuse_image::copy::IN_FLIGHT)?;
+    carry_out(
+        &commit.copy,
+        default_threads(),
+        diskfuse_image::copy::IN_FLIGHT,
+    )?;
     ring.block_on(commit.finish(arguments.keep))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -22,7 +22,10 @@ pub fn run(arguments: &CreateArgs) -> Result<ExitCode> {
     }
     options.size = arguments.size.or(options.size);
     if let Some(backing) = &arguments.backing {
-        options.parse(&format!("backing_file={}", backing.replace(',', ",,")), format)?;
+        options.parse(
+            &format!("backing_file={}", backing.replace(',', ",,")),
+            format,
+        )?;
     }
     options.backing_fmt = arguments.backing_format.or(options.backing_fmt);
     let new = NewImage {
@@ -32,6 +35,10 @@ pub fn run(arguments: &CreateArgs) -> Result<ExitCode> {
         force: arguments.force,
         unchecked_backing: arguments.unchecked,
     };
-    on_ring(async { create(&new).await.map(diskfuse_image::create::Created::keep) })?;
+    on_ring(async {
+        create(&new)
+            .await
+            .map(diskfuse_image::create::Created::keep)
+    })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -47,8 +47,13 @@ fn as_text(info: &ImageInfo) -> String {
         lines.push("cleanly shut down: no".to_owned());
     }
     if let Some(name) = &info.backing_filename {
-        let full = info.full_backing_filename.as_ref().filter(|full| *full != name);
-        let full = full.map_or(String::new(), |full| format!(" (actual path: {})", Plain(full)));
+        let full = info
+            .full_backing_filename
+            .as_ref()
+            .filter(|full| *full != name);
+        let full = full.map_or(String::new(), |full| {
+            format!(" (actual path: {})", Plain(full))
+        });
         lines.push(format!("backing file: {}{full}", Plain(name)));
     }
     if let Some(format) = &info.backing_filename_format {
@@ -95,7 +100,10 @@ fn as_text(info: &ImageInfo) -> String {
         let below = &child.info;
         lines.push(format!("    filename: {}", Plain(&below.filename)));
         lines.push(format!("    protocol type: {}", below.format));
-        lines.push(format!("    file length: {}", bytes_long(below.virtual_size)));
+        lines.push(format!(
+            "    file length: {}",
+            bytes_long(below.virtual_size)
+        ));
         lines.push(format!("    disk size: {}", bytes(below.actual_size)));
     }
     lines.join("\n") + "\n"

@@ -41,7 +41,8 @@ pub fn run(arguments: &MapArgs) -> Result<ExitCode> {
 struct Text {
     json: bool,
     first: bool,
-    text: String,
+    /// Not said yet.
+    pending: String,
 }
 
 impl Text {
@@ -56,7 +57,7 @@ impl Text {
         Self {
             json,
             first: true,
-            text,
+            pending: text,
         }
     }
 
@@ -67,8 +68,8 @@ impl Text {
         };
         added?;
         self.first = false;
-        if self.text.len() >= ENOUGH {
-            let said = output::say(&std::mem::take(&mut self.text));
+        if self.pending.len() >= ENOUGH {
+            let said = output::say(&std::mem::take(&mut self.pending));
             return said.map_err(|error| Error::new(Kind::Ended, error.to_string()));
         }
         Ok(())
@@ -76,11 +77,11 @@ impl Text {
 
     fn add_json(&mut self, entry: &MapEntry) -> diskfuse_block::Result<()> {
         if !self.first {
-            self.text.push_str(",\n");
+            self.pending.push_str(",\n");
         }
         let json = serde_json::to_string(entry)
             .map_err(|error| Error::new(Kind::Invalid, error.to_string()))?;
-        self.text.push_str(&json);
+        self.pending.push_str(&json);
         Ok(())
     }
 
@@ -101,7 +102,7 @@ impl Text {
             number => format!("{number:#x}"),
         };
         let _ = writeln!(
-            self.text,
+            self.pending,
             "{:<16}{:<16}{:<16}{}",
             hex(entry.start),
             hex(entry.length),
@@ -113,8 +114,8 @@ impl Text {
 
     fn end(mut self) -> Result<()> {
         if self.json {
-            self.text.push_str("]\n");
+            self.pending.push_str("]\n");
         }
-        output::say(&self.text)
+        output::say(&self.pending)
     }
 }

@@ -47,7 +47,10 @@ async fn open(image: &Path, config: FileConfig) -> diskfuse_block::Result<FileSe
         Probed::Qcow2 => Ok(file),
         Probed::Raw => Err(Error::new(
             Kind::Unsupported,
-            format!("'{}' is a raw image, which has no snapshots inside", image.display()),
+            format!(
+                "'{}' is a raw image, which has no snapshots inside",
+                image.display()
+            ),
         )),
         Probed::Other(format) => Err(format::cannot_be_read(image, format)),
     }

@@ -4,7 +4,17 @@ use diskfuse_image::info::Snapshot;
 
 use crate::error::Plain;
 
+/// Hundredths of `whole` that `part` is; 0 of nothing.
+#[expect(clippy::cast_precision_loss, reason = "two digits are shown")]
+pub fn percent(part: u64, whole: u64) -> f64 {
+    match whole {
+        0 => 0.0,
+        whole => part as f64 * 100.0 / whole as f64,
+    }
+}
+
 /// Bytes with a unit: `196 KiB`, `1.5 GiB`. Three digits that count, as `qemu-img` has it.
+#[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
 pub fn bytes(number: u64) -> String {
     const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     let mut unit = 0;
@@ -58,7 +68,9 @@ pub fn snapshot_table(snapshots: &[Snapshot]) -> String {
                 clock % 60,
                 snapshot.vm_clock_nsec / 1_000_000
             ),
-            snapshot.icount.map_or("--".to_owned(), |count| count.to_string()),
+            snapshot
+                .icount
+                .map_or("--".to_owned(), |count| count.to_string()),
         ]
     }));
     let mut widths = [0; 6];

@@ -29,7 +29,10 @@ pub(super) async fn tables(
     let mut tables = Vec::new();
     for _ in 0..extension.count {
         let ([a, b, c, ..], true) = (rest.as_chunks::<8>().0, rest.len() >= ENTRY) else {
-            return Err(Error::new(Kind::Corrupt, "it ends in the midst of an entry"));
+            return Err(Error::new(
+                Kind::Corrupt,
+                "it ends in the midst of an entry",
+            ));
         };
         let offset = u64::from_be_bytes(*a);
         let [e0, e1, e2, e3, ..] = *b;

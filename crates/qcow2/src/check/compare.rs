@@ -73,8 +73,9 @@ impl Walk<'_, '_> {
             // Where refcount and references agree nothing has been said yet.
             let bits = geometry.cluster_bits();
             for cluster in std::mem::take(&mut self.overlaps) {
-                self.found
-                    .corruption(|| format!("Structures overlap in the cluster at {}", cluster << bits));
+                self.found.corruption(|| {
+                    format!("Structures overlap in the cluster at {}", cluster << bits)
+                });
             }
         }
         Ok(compared)
@@ -113,10 +114,15 @@ impl Comparing<'_> {
                 let order = run.order;
                 let index = run.index;
                 let block = run.block.as_deref();
-                let pairs = counters.iter_mut().enumerate().skip(from).map(|(i, counter)| {
-                    let stored = block.map_or(0, |b| crate::format::refcount::get(b, order, index + i));
-                    (stored, counter)
-                });
+                let pairs = counters
+                    .iter_mut()
+                    .enumerate()
+                    .skip(from)
+                    .map(|(i, counter)| {
+                        let stored =
+                            block.map_or(0, |b| crate::format::refcount::get(b, order, index + i));
+                        (stored, counter)
+                    });
                 let stop = agreeing(pairs);
                 self.used(run, from, stop);
                 stop.map(|i| from + i)
@@ -127,7 +133,9 @@ impl Comparing<'_> {
     /// Remembers the last cluster in use among those that agree.
     fn used(&mut self, run: &Run<'_>, from: usize, stop: Option<usize>) {
         let end = stop.map_or(run.len, |stop| from + stop);
-        let Some(counters) = &run.counters else { return };
+        let Some(counters) = &run.counters else {
+            return;
+        };
         let count = |counter: &u16| Counts::small(*counter) != Some(0);
         if let Some(last) = counters[from..end].iter().rposition(count) {
             self.compared.used_end = run.first + (from + last) as u64 + 1;
@@ -176,7 +184,11 @@ impl Comparing<'_> {
 fn agreeing<'c>(pairs: impl Iterator<Item = (u64, &'c mut u16)>) -> Option<usize> {
     for (i, (stored, counter)) in pairs.enumerate() {
         let flags = *counter & (COPIED_SET | COPIED_CLEAR);
-        let right = if stored == 1 { COPIED_CLEAR } else { COPIED_SET };
+        let right = if stored == 1 {
+            COPIED_CLEAR
+        } else {
+            COPIED_SET
+        };
         if Counts::small(*counter).map(u64::from) != Some(stored) || flags & right != 0 {
             return Some(i);
         }

@@ -60,7 +60,8 @@ impl Judge {
     pub(super) fn target(self, entry: Entry) -> Target {
         let word = entry.word;
         if word & COMPRESSED != 0
-            && let Ok(Mapping::Compressed(range)) = Mapping::decode(word, self.geometry, self.version)
+            && let Ok(Mapping::Compressed(range)) =
+                Mapping::decode(word, self.geometry, self.version)
         {
             return Target::Compressed {
                 offset: range.offset,
@@ -100,7 +101,8 @@ impl Judge {
         let mut right = entry;
         let mut hopeless = false;
         let zero_bit = self.version < 3 || self.geometry.extended_l2();
-        let reserved = if zero_bit { ZERO } else { 0 } | !(COPIED | COMPRESSED | OFFSET_MASK | ZERO);
+        let reserved =
+            if zero_bit { ZERO } else { 0 } | !(COPIED | COMPRESSED | OFFSET_MASK | ZERO);
         if entry.word & reserved != 0 {
             fault("reserved bits are set");
             right.word &= !reserved;

@@ -79,9 +79,9 @@ impl<'a> Image<'a> {
 
     /// The same of a buffer.
     pub(crate) async fn write_buf(&self, offset: u64, buf: Buf) -> Result<()> {
-        let end = offset.checked_add(buf.len() as u64).ok_or_else(|| {
-            Error::new(Kind::Invalid, format!("{offset} is no place in a file"))
-        })?;
+        let end = offset
+            .checked_add(buf.len() as u64)
+            .ok_or_else(|| Error::new(Kind::Invalid, format!("{offset} is no place in a file")))?;
         if end > self.file.size() {
             self.file.resize(end, Resize::AtLeast, false).await?;
         }
@@ -170,5 +170,9 @@ impl<'a> Image<'a> {
 
 /// Big-endian words of a table.
 pub(crate) fn words(bytes: &[u8]) -> impl ExactSizeIterator<Item = u64> {
-    bytes.as_chunks::<8>().0.iter().map(|w| u64::from_be_bytes(*w))
+    bytes
+        .as_chunks::<8>()
+        .0
+        .iter()
+        .map(|w| u64::from_be_bytes(*w))
 }

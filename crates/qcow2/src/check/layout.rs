@@ -100,7 +100,11 @@ impl Plan {
             let last = self.wanted.last().map_or(0, |last| last + 1);
             let entries = last.max(self.kept.len() as u64);
             let moves = self.move_table || entries > capacity;
-            let needed = if moves { (entries * 8).div_ceil(size) } else { 0 };
+            let needed = if moves {
+                (entries * 8).div_ceil(size)
+            } else {
+                0
+            };
             if needed * size > MOST_TABLE || end > u64::MAX / size / 2 {
                 return Err(Error::new(
                     Kind::Unsupported,
@@ -141,7 +145,9 @@ impl Plan {
         }
         image.write_buf(place * size, buf).await?;
         image.flush().await?;
-        image.set_refcount_table(place * size, clusters as u32).await?;
+        image
+            .set_refcount_table(place * size, clusters as u32)
+            .await?;
         Ok(Some(old))
     }
 }

@@ -79,7 +79,9 @@ pub async fn check(
         after = look(&now, progress).await?.after(before);
     }
     if after.corruptions == 0 && after.check_errors == 0 {
-        image.set_incompatible(0, features::DIRTY | features::CORRUPT).await?;
+        image
+            .set_incompatible(0, features::DIRTY | features::CORRUPT)
+            .await?;
     }
     Ok(after)
 }
@@ -111,7 +113,9 @@ fn note_flags(image: &Image<'_>, result: &mut CheckResult) {
         result.say(|| "The image was not closed properly: its refcounts may be wrong".into());
     }
     if image.header.incompatible & features::CORRUPT != 0 {
-        result.say(|| "The image is marked as corrupt: it can be read only until it is repaired".into());
+        result.say(|| {
+            "The image is marked as corrupt: it can be read only until it is repaired".into()
+        });
     }
 }
 
@@ -159,7 +163,7 @@ impl Steps<'_> {
     fn step(&mut self, tables: u64) {
         self.done = (self.done + tables).min(self.total);
         // Often enough for a person, seldom enough for the loop.
-        if self.done % 64 == 0 || self.done == self.total {
+        if self.done.is_multiple_of(64) || self.done == self.total {
             (self.progress)(self.done, self.total);
         }
     }

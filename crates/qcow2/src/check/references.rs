@@ -222,8 +222,9 @@ impl<'i, 'a> Walk<'i, 'a> {
         match bitmaps::tables(self.image, &extension).await {
             Ok(tables) => self.bitmap_tables(tables).await?,
             Err(error) if error.kind() == Kind::Corrupt => {
-                self.found
-                    .corruption(|| format!("The bitmap directory at {offset} ({len} bytes): {error}"));
+                self.found.corruption(|| {
+                    format!("The bitmap directory at {offset} ({len} bytes): {error}")
+                });
             }
             Err(error) => return Err(error),
         }
@@ -324,9 +325,8 @@ impl<'i, 'a> Walk<'i, 'a> {
             None
         };
         if let Some(wrong) = wrong {
-            self.found.corruption(|| {
-                format!("Entry {index} of {name}: the L2 table at {table} {wrong}")
-            });
+            self.found
+                .corruption(|| format!("Entry {index} of {name}: the L2 table at {table} {wrong}"));
             return self.give_up_table(table, right);
         }
         let cluster = geometry.cluster_of(table);

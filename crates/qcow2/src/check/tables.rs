@@ -139,7 +139,11 @@ impl Walk<'_, '_> {
             judge.geometry.cluster_of(offset),
             judge.geometry.cluster_of(offset + len.max(1) - 1),
         );
-        let flag = match (looking.table.active, is_compressed, entry.word & COPIED != 0) {
+        let flag = match (
+            looking.table.active,
+            is_compressed,
+            entry.word & COPIED != 0,
+        ) {
             (None, _, _) | (_, true, _) => 0,
             (Some(_), false, true) => COPIED_SET,
             (Some(_), false, false) => COPIED_CLEAR,
@@ -178,7 +182,12 @@ impl Walk<'_, '_> {
             return entry;
         }
         self.found.corruption(|| {
-            place(looking, index, entry, "a cluster of the data file is not said to be its own")
+            place(
+                looking,
+                index,
+                entry,
+                "a cluster of the data file is not said to be its own",
+            )
         });
         if !self.fix {
             return entry;
@@ -219,9 +228,13 @@ fn place(looking: &Looking, index: usize, entry: Entry, fault: &str) -> String {
         Some(l1_index) => {
             let guest = u128::from(l1_index) * u128::from(geometry.l2_coverage())
                 + ((index as u128) << geometry.cluster_bits());
-            format!("Entry {index} ({word:#x}) of the L2 table at {table}, disk offset {guest}: {fault}")
+            format!(
+                "Entry {index} ({word:#x}) of the L2 table at {table}, disk offset {guest}: {fault}"
+            )
         }
-        None => format!("Entry {index} ({word:#x}) of the L2 table at {table} of a snapshot: {fault}"),
+        None => {
+            format!("Entry {index} ({word:#x}) of the L2 table at {table} of a snapshot: {fault}")
+        }
     }
 }
 

@@ -16,9 +16,13 @@ pub fn mark_recording_in_use(directory: &mut [u8], count: u32) -> Result<bool> {
     let mut changed = false;
     let mut at = 0usize;
     for _ in 0..count {
-        let entry = directory.get_mut(at..).and_then(|rest| rest.get_mut(..ENTRY));
+        let entry = directory
+            .get_mut(at..)
+            .and_then(|rest| rest.get_mut(..ENTRY));
         let entry = entry.ok_or_else(corrupt)?;
-        let field = |at: usize| u32::from_be_bytes([entry[at], entry[at + 1], entry[at + 2], entry[at + 3]]);
+        let field = |at: usize| {
+            u32::from_be_bytes([entry[at], entry[at + 1], entry[at + 2], entry[at + 3]])
+        };
         let flags = field(12);
         // type (1), granularity (1), name size (2), extra data size (4)
         let name = usize::from(u16::from_be_bytes([entry[18], entry[19]]));

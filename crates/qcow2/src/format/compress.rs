@@ -30,7 +30,10 @@ pub fn decompress(kind: Compression, input: &[u8], cluster: &mut [u8]) -> Result
 }
 
 fn corrupt(why: &str) -> Error {
-    Error::new(Kind::Corrupt, format!("the compressed data is damaged: {why}"))
+    Error::new(
+        Kind::Corrupt,
+        format!("the compressed data is damaged: {why}"),
+    )
 }
 
 fn inflate(input: &[u8], cluster: &mut [u8]) -> std::result::Result<usize, String> {
@@ -74,7 +77,9 @@ pub fn compress(kind: Compression, cluster: &[u8]) -> Option<Vec<u8>> {
         Compression::Zlib => {
             let level = flate2::Compression::default();
             let mut stream = Compress::new_with_window_bits(level, false, WRITE_WINDOW);
-            let status = stream.compress(cluster, &mut out, FlushCompress::Finish).ok()?;
+            let status = stream
+                .compress(cluster, &mut out, FlushCompress::Finish)
+                .ok()?;
             (status == Status::StreamEnd).then_some(stream.total_out() as usize)
         }
         Compression::Zstd => zstd::bulk::compress_to_buffer(cluster, &mut out, 0).ok(),
@@ -108,7 +113,9 @@ mod tests {
     fn what_does_not_shrink_is_not_compressed() {
         let mut state = 1u64;
         let noise: Vec<u8> = std::iter::repeat_with(|| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
             (state >> 56) as u8
         })
         .take(4096)
@@ -121,7 +128,10 @@ mod tests {
         for kind in KINDS {
             let packed = compress(kind, &[7; 4096]).unwrap();
             let mut cluster = [0; 8192];
-            assert!(decompress(kind, &packed, &mut cluster).is_err(), "too short");
+            assert!(
+                decompress(kind, &packed, &mut cluster).is_err(),
+                "too short"
+            );
             let mut cluster = [0; 4096];
             assert!(decompress(kind, &[], &mut cluster).is_err());
             assert!(decompress(kind, &[0xff; 512], &mut cluster).is_err());

@@ -63,7 +63,10 @@ impl Mapping {
             return Err(corrupt(word, "has reserved bits set"));
         }
         if geometry.offset_in_cluster(host) != 0 {
-            return Err(corrupt(word, "names an offset that does not begin a cluster"));
+            return Err(corrupt(
+                word,
+                "names an offset that does not begin a cluster",
+            ));
         }
         let allocated = host != 0 || (copied && geometry.external_data());
         Ok(match (has_zero_bit && word & ZERO != 0, allocated) {
@@ -141,7 +144,10 @@ impl L1Entry {
             return Err(corrupt(self.0, "of the L1 table has reserved bits set"));
         }
         if geometry.offset_in_cluster(self.table()) != 0 {
-            return Err(corrupt(self.0, "of the L1 table names an offset that does not begin a cluster"));
+            return Err(corrupt(
+                self.0,
+                "of the L1 table names an offset that does not begin a cluster",
+            ));
         }
         Ok(())
     }

@@ -49,6 +49,11 @@ pub(super) struct Parsed {
     pub(super) bitmaps: Option<BitmapsExtension>,
 }
 
+/// The two halves of a word, the first one first.
+fn split_word(word: u64) -> (u32, u32) {
+    ((word >> 32) as u32, word as u32)
+}
+
 fn corrupt(message: impl Into<String>) -> Error {
     Error::new(Kind::Corrupt, message)
 }
@@ -78,14 +83,15 @@ impl Parsed {
     pub(super) fn parse(mut bytes: &[u8]) -> Result<Self> {
         let mut parsed = Self::default();
         while let Some((head, rest)) = bytes.split_first_chunk::<8>() {
-            let [a, b, c, d, e, f, g, h] = *head;
-            let kind = u32::from_be_bytes([a, b, c, d]);
-            let len = u32::from_be_bytes([e, f, g, h]) as usize;
+            let (kind, len) = split_word(u64::from_be_bytes(*head));
+            let len = len as usize;
             if kind == END {
                 break;
             }
             let data = rest.get(..len).ok_or_else(|| {
-                corrupt(format!("header extension {kind:#010x} is longer than the header"))
+                corrupt(format!(
+                    "header extension {kind:#010x} is longer than the header"
+                ))
             })?;
             parsed.take(kind, data)?;
             bytes = rest.get(len.next_multiple_of(8)..).unwrap_or_default();
@@ -112,7 +118,10 @@ impl Parsed {
 fn feature_names(data: &[u8]) -> Vec<FeatureName> {
     let (entries, _) = data.as_chunks::<NAME_ENTRY>();
     let name = |entry: &[u8; NAME_ENTRY]| {
-        let end = entry[2..].iter().position(|&b| b == 0).map_or(NAME_ENTRY, |n| n + 2);
+        let end = entry[2..]
+            .iter()
+            .position(|&b| b == 0)
+            .map_or(NAME_ENTRY, |n| n + 2);
         FeatureName {
             kind: entry[0],
             bit: entry[1],
@@ -140,7 +149,11 @@ fn bitmaps(data: &[u8]) -> Result<BitmapsExtension> {
     let data: &[u8; 24] = data
         .try_into()
         .map_err(|_| corrupt("the bitmaps extension does not have 24 bytes"))?;
-    let word = |at: usize| data[at..at + 8].iter().fold(0, |all, &b| all << 8 | u64::from(b));
+    let word = |at: usize| {
+        data[at..at + 8]
+            .iter()
+            .fold(0, |all, &b| all << 8 | u64::from(b))
+    };
     let this = BitmapsExtension {
         count: (word(0) >> 32) as u32,
         directory_size: word(8),
@@ -170,7 +183,10 @@ impl super::Header {
         let names = Some(encode_names(&self.feature_names)).filter(|names| !names.is_empty());
         let mut fields = vec![
             (BACKING_FORMAT, format.map(|f| f.as_bytes().to_vec())),
-            (DATA_FILE, self.data_file.as_ref().map(|f| f.as_bytes().to_vec())),
+            (
+                DATA_FILE,
+                self.data_file.as_ref().map(|f| f.as_bytes().to_vec()),
+            ),
             (FEATURE_NAMES, names),
             (BITMAPS, bitmaps),
         ];

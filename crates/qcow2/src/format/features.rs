@@ -36,7 +36,9 @@ pub(super) fn refuse_unknown(incompatible: u64, names: &[FeatureName]) -> Result
     }
     let bits = (0..64u8).filter(|bit| unknown & (1 << bit) != 0);
     let name = |bit: u8| {
-        let given = names.iter().find(|n| n.kind == INCOMPATIBLE && n.bit == bit);
+        let given = names
+            .iter()
+            .find(|n| n.kind == INCOMPATIBLE && n.bit == bit);
         given.map_or_else(
             || format!("unknown incompatible feature, bit {bit}"),
             |n| n.name.clone(),
@@ -45,7 +47,10 @@ pub(super) fn refuse_unknown(incompatible: u64, names: &[FeatureName]) -> Result
     let list: Vec<String> = bits.map(name).collect();
     Err(Error::new(
         Kind::Unsupported,
-        format!("the image uses what this version does not know: {}", list.join(", ")),
+        format!(
+            "the image uses what this version does not know: {}",
+            list.join(", ")
+        ),
     ))
 }
 

@@ -22,11 +22,13 @@ impl Geometry {
     /// refcounts wider than 64 bits and for extended L2 entries with clusters below 16 KiB.
     pub fn new(cluster_bits: u32, refcount_order: u32, extended_l2: bool) -> Result<Self> {
         if !CLUSTER_BITS.contains(&cluster_bits) {
-            let message = format!("clusters of 2^{cluster_bits} bytes are not supported (2^9 to 2^21 are)");
+            let message =
+                format!("clusters of 2^{cluster_bits} bytes are not supported (2^9 to 2^21 are)");
             return Err(Error::new(Kind::Unsupported, message));
         }
         if refcount_order > 6 {
-            let message = format!("refcounts of 2^{refcount_order} bits cannot be (64 bits at most)");
+            let message =
+                format!("refcounts of 2^{refcount_order} bits cannot be (64 bits at most)");
             return Err(Error::new(Kind::Corrupt, message));
         }
         if extended_l2 && cluster_bits < 14 {

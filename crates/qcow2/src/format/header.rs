@@ -130,7 +130,9 @@ impl Header {
     /// everything that cannot be.
     pub fn parse(bytes: &[u8], file_size: u64) -> Result<Self> {
         if be32(bytes, 0)? != Self::MAGIC {
-            return Err(corrupt("not a qcow2 image: its first bytes are not those of one"));
+            return Err(corrupt(
+                "not a qcow2 image: its first bytes are not those of one",
+            ));
         }
         let version = be32(bytes, 4)?;
         if !(2..=3).contains(&version) {
@@ -149,12 +151,19 @@ impl Header {
         if length < least || length as u64 > cluster || !length.is_multiple_of(8) {
             return Err(corrupt(format!("a header of {length} bytes cannot be")));
         }
-        let first = usize::try_from(cluster).unwrap_or(usize::MAX).min(bytes.len());
+        let first = usize::try_from(cluster)
+            .unwrap_or(usize::MAX)
+            .min(bytes.len());
         let bytes = &bytes[..first];
         let header = bytes.get(..length).ok_or_else(truncated)?;
         let (incompatible, compatible, autoclear, refcount_order) = match version {
             2 => (0, 0, 0, 4),
-            _ => (be64(header, 72)?, be64(header, 80)?, be64(header, 88)?, be32(header, 96)?),
+            _ => (
+                be64(header, 72)?,
+                be64(header, 80)?,
+                be64(header, 88)?,
+                be32(header, 96)?,
+            ),
         };
         let backing_offset = be64(header, 8)?;
         let backing_len = be32(header, 16)? as usize;
@@ -203,6 +212,38 @@ impl Header {
         Ok(this)
     }
 
+    /// A header for a new image: no tables, no features.
+    pub(crate) fn new(version: u32, geometry: Geometry, size: u64) -> Self {
+        // As `qemu-img` does: there the names would take too much of small clusters.
+        let has_names = version >= 3 && geometry.cluster_size() >= 4096;
+        Self {
+            version,
+            backing: None,
+            geometry,
+            size,
+            encryption: Encryption::None,
+            l1_size: 0,
+            l1_offset: 0,
+            refcount_table_offset: 0,
+            refcount_table_clusters: 0,
+            snapshot_count: 0,
+            snapshots_offset: 0,
+            incompatible: 0,
+            compatible: 0,
+            autoclear: 0,
+            compression: Compression::Zlib,
+            feature_names: match has_names {
+                true => features::names(),
+                false => Vec::new(),
+            },
+            data_file: None,
+            bitmaps: None,
+            extensions: Vec::new(),
+            unknown_fields: Vec::new(),
+            length: if version == 2 { V2_LENGTH } else { FULL_LENGTH },
+        }
+    }
+
     fn check(&self, file_size: u64) -> Result<()> {
         let geometry = self.geometry;
         if i64::try_from(self.size).is_err() {
@@ -217,18 +258,29 @@ impl Header {
         }
         let table = u64::from(self.refcount_table_clusters) * geometry.cluster_size();
         if table > MAX_REFCOUNT_TABLE {
-            return Err(corrupt(format!("the refcount table has {table} bytes; 8 MiB are the most")));
+            return Err(corrupt(format!(
+                "the refcount table has {table} bytes; 8 MiB are the most"
+            )));
         }
         if self.snapshot_count > MAX_SNAPSHOTS {
-            return Err(corrupt(format!("{} snapshots are too many", self.snapshot_count)));
+            return Err(corrupt(format!(
+                "{} snapshots are too many",
+                self.snapshot_count
+            )));
         }
         let places = [
             ("L1 table", self.l1_offset, self.l1_size > 0),
             ("refcount table", self.refcount_table_offset, true),
-            ("snapshot table", self.snapshots_offset, self.snapshot_count > 0),
+            (
+                "snapshot table",
+                self.snapshots_offset,
+                self.snapshot_count > 0,
+            ),
         ];
         for (what, offset, is_used) in places {
-            if is_used && (geometry.offset_in_cluster(offset) != 0 || i64::try_from(offset).is_err()) {
+            if is_used
+                && (geometry.offset_in_cluster(offset) != 0 || i64::try_from(offset).is_err())
+            {
                 return Err(corrupt(format!(
                     "the {what} is said to be at offset {offset:#x}, which does not begin a cluster"
                 )));
@@ -303,7 +355,10 @@ impl Header {
             bytes[16..20].copy_from_slice(&len.to_be_bytes());
             bytes.extend_from_slice(backing.name.as_bytes());
         }
-        let too_long = self.backing.as_ref().is_some_and(|b| b.name.len() > MAX_BACKING_NAME);
+        let too_long = self
+            .backing
+            .as_ref()
+            .is_some_and(|b| b.name.len() > MAX_BACKING_NAME);
         if bytes.len() as u64 > self.geometry.cluster_size() || too_long {
             let message = "the header does not fit into one cluster: use a shorter backing file name or larger clusters";
             return Err(Error::new(Kind::Invalid, message));
@@ -345,7 +400,9 @@ fn compression(header: &[u8], is_set: bool) -> Result<Compression> {
     match (kind, is_set) {
         (0, false) => Ok(Compression::Zlib),
         (1, true) => Ok(Compression::Zstd),
-        (0, true) => Err(corrupt("the compression type is zlib, but the feature bit says another")),
+        (0, true) => Err(corrupt(
+            "the compression type is zlib, but the feature bit says another",
+        )),
         (other, _) => {
             let message = format!("compression type {other} is unknown");
             Err(Error::new(Kind::Unsupported, message))
@@ -358,13 +415,15 @@ fn backing_name(bytes: &[u8], offset: u64, len: usize) -> Result<Option<String>>
         return Ok(None);
     }
     if len > MAX_BACKING_NAME {
-        return Err(corrupt(format!("the backing file's name has {len} bytes; 1023 are the most")));
+        return Err(corrupt(format!(
+            "the backing file's name has {len} bytes; 1023 are the most"
+        )));
     }
     let start = usize::try_from(offset).map_err(|_| truncated())?;
     let end = start.checked_add(len).ok_or_else(truncated)?;
-    let name = bytes.get(start..end).ok_or_else(|| {
-        corrupt("the backing file's name is not within the first cluster")
-    })?;
+    let name = bytes
+        .get(start..end)
+        .ok_or_else(|| corrupt("the backing file's name is not within the first cluster"))?;
     let name = std::str::from_utf8(name);
     let name = name.map_err(|_| corrupt("the backing file's name is not UTF-8"))?;
     Ok(Some(name.to_owned()))

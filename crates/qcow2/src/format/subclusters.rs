@@ -108,7 +108,10 @@ mod tests {
         assert_eq!(map.run(31), (SubclusterKind::Unallocated, 1));
         assert!(map.check().is_ok());
         assert!(Subclusters(1 | 1 << 32).check().is_err());
-        assert_eq!(Subclusters::default().set_zero(0..32), Subclusters::ALL_ZERO);
+        assert_eq!(
+            Subclusters::default().set_zero(0..32),
+            Subclusters::ALL_ZERO
+        );
         let all = Subclusters::ALL_ZERO.set_allocated(0..32);
         assert_eq!(all, Subclusters::ALL_ALLOCATED);
     }

@@ -174,7 +174,10 @@ impl Meta {
         };
         let loading = BlockLoad { meta: self, index };
         let size = self.geometry.cluster_size();
-        if offset.checked_add(size).is_none_or(|end| end > self.file.size()) {
+        if offset
+            .checked_add(size)
+            .is_none_or(|end| end > self.file.size())
+        {
             let name = self.name();
             let message = format!(
                 "'{name}': the refcount block at offset {offset:#x} is past the end of the file"
@@ -219,7 +222,12 @@ impl Meta {
         let size = self.file.size();
         let ahead = size.saturating_add((size / 8).clamp(LEAST_GROWTH, MOST_GROWTH));
         let ahead = self.geometry.round_up(ahead).unwrap_or(need).max(need);
-        if self.file.resize(ahead, Resize::AtLeast, false).await.is_ok() {
+        if self
+            .file
+            .resize(ahead, Resize::AtLeast, false)
+            .await
+            .is_ok()
+        {
             return Ok(());
         }
         let grown = self.file.resize(need, Resize::AtLeast, false).await;
@@ -250,8 +258,10 @@ impl Meta {
             self.limbo.add(outgrown);
         }
         let (blocks, table) = (plan.start, plan.start + plan.blocks);
-        self.layout.add(OverlapCheck::REFCOUNT_BLOCK, blocks, plan.blocks);
-        self.layout.add(OverlapCheck::REFCOUNT_TABLE, table, plan.table);
+        self.layout
+            .add(OverlapCheck::REFCOUNT_BLOCK, blocks, plan.blocks);
+        self.layout
+            .add(OverlapCheck::REFCOUNT_TABLE, table, plan.table);
         Ok((table + plan.table) << self.geometry.cluster_bits())
     }
 

@@ -159,7 +159,12 @@ impl Meta {
             self.file.flush().await?;
         }
         let (old, old_len) = (self.l1.offset(), self.l1.len());
-        transfer::write(&*self.file, offset, &self.l1.enlarged(clusters as usize * cluster as usize / 8)).await?;
+        transfer::write(
+            &*self.file,
+            offset,
+            &self.l1.enlarged(clusters as usize * cluster as usize / 8),
+        )
+        .await?;
         self.file.flush().await?;
         let change = |fields: &mut super::superblock::Fields<'_>| {
             fields.set32(field::L1_SIZE, entries as u32);
@@ -168,7 +173,8 @@ impl Meta {
         self.superblock.update(&*self.file, change).await?;
         self.l1.moved(offset, entries);
         let row = self.row(offset, clusters);
-        self.layout.add(OverlapCheck::ACTIVE_L1, row.cluster, row.count);
+        self.layout
+            .add(OverlapCheck::ACTIVE_L1, row.cluster, row.count);
         if old_len > 0 {
             let row = self.row(old, (old_len as u64 * 8).div_ceil(cluster));
             self.layout.remove(row.cluster, row.count);
@@ -257,6 +263,7 @@ impl Drop for Batch<'_> {
         if let Some(taken) = &self.refcounts {
             meta.refcounts.written(taken, durable);
         }
-        meta.limbo.end_commit(std::mem::take(&mut self.freed), durable);
+        meta.limbo
+            .end_commit(std::mem::take(&mut self.freed), durable);
     }
 }

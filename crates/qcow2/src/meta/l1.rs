@@ -2,8 +2,8 @@
 //! must never let an entry reach the disk before the table that it names.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::Ordering::SeqCst;
 use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::SeqCst;
 
 use diskfuse_block::{Error, Result};
 use diskfuse_ring::Words;

@@ -10,7 +10,7 @@
 //! 4. `fdatasync`.
 //!
 //! So at every moment what the tables on disk name is on disk, and counted. What the tables stopped naming is taken
-//! from its refcount only after step 4, when nothing in flight can touch it any more ([`limbo`]); a crash in between
+//! from its refcount only after step 4, when nothing in flight can touch it any more (`limbo`); a crash in between
 //! leaves clusters that are counted and not used (leaks), never the opposite.
 //!
 //! # Locks
@@ -45,8 +45,8 @@ use crate::format::{BitmapsExtension, Geometry, Mapping};
 use l1::L1;
 use layout::Layout;
 use limbo::{Freed, Limbo};
-use refcounts::Refcounts;
 pub use open::ActiveTable;
+use refcounts::Refcounts;
 pub use refcounts::Run;
 use slices::Slices;
 use superblock::Superblock;

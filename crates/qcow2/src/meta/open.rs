@@ -120,7 +120,10 @@ impl Meta {
             let found = meta.lay_out(header, table);
             *meta.found_at_open.lock() = found.map(|overlap| {
                 let at = overlap.cluster << geometry.cluster_bits();
-                format!("two tables use the cluster at offset {at:#x}: one is {}", overlap.holds)
+                format!(
+                    "two tables use the cluster at offset {at:#x}: one is {}",
+                    overlap.holds
+                )
             });
         }
         Ok(meta)
@@ -143,7 +146,11 @@ impl Meta {
         let l1_bytes = u64::from(table.l1_entries) * 8;
         add(OverlapCheck::ACTIVE_L1, table.l1_offset, l1_bytes);
         let refcounts = u64::from(header.refcount_table_clusters) * size;
-        add(OverlapCheck::REFCOUNT_TABLE, header.refcount_table_offset, refcounts);
+        add(
+            OverlapCheck::REFCOUNT_TABLE,
+            header.refcount_table_offset,
+            refcounts,
+        );
         for (_, offset) in self.refcounts.blocks() {
             add(OverlapCheck::REFCOUNT_BLOCK, offset, size);
         }
@@ -200,7 +207,9 @@ async fn read_l1(
         )));
     }
     if entries > super::l1::MAX_ENTRIES {
-        return Err(corrupt(format!("the L1 table has {entries} entries, which is too many")));
+        return Err(corrupt(format!(
+            "the L1 table has {entries} entries, which is too many"
+        )));
     }
     if entries == 0 {
         return Ok(Vec::new());
@@ -214,7 +223,11 @@ async fn read_l1(
     let words = transfer::read_words(file, offset, entries).await?;
     if let Some(bad) = words.iter().find(|&&w| L1Entry(w).check(geometry).is_err()) {
         // Told when that part of the disk is used; the rest can be read.
-        tracing::warn!(image = name, entry = format!("{bad:#x}"), "an entry of the L1 table is not right");
+        tracing::warn!(
+            image = name,
+            entry = format!("{bad:#x}"),
+            "an entry of the L1 table is not right"
+        );
     }
     Ok(words)
 }
@@ -244,8 +257,11 @@ fn cache_sizes(config: &Qcow2Config, geometry: Geometry, size: u64) -> (u64, u64
     let clusters = size.div_ceil(geometry.cluster_size());
     let whole_disk = clusters.saturating_mul(geometry.l2_entry_size());
     let least_refcounts = LEAST_BLOCKS * geometry.cluster_size();
-    let (l2, refcounts) = match (config.cache_size, config.l2_cache_size, config.refcount_cache_size)
-    {
+    let (l2, refcounts) = match (
+        config.cache_size,
+        config.l2_cache_size,
+        config.refcount_cache_size,
+    ) {
         (None, l2, refcounts) => (l2, refcounts),
         (Some(both), None, None) => {
             let l2 = both.saturating_sub(least_refcounts).min(whole_disk);

@@ -378,7 +378,7 @@ impl Refcounts {
         let waiting = {
             let mut state = self.state.lock();
             if let Some(bytes) = bytes {
-                self.make_room(&mut state);
+                make_room(&mut state);
                 let block = Block {
                     bytes,
                     dirty: BTreeSet::new(),
@@ -390,36 +390,6 @@ impl Refcounts {
             state.loading.remove(&index)
         };
         waiting.into_iter().flatten().for_each(Waker::wake);
-    }
-
-    /// Drops a clean block that was not used lately, if there are too many.
-    fn make_room(&self, state: &mut State) {
-        if state.blocks.len() < state.limit {
-            return;
-        }
-        let after = state
-            .blocks
-            .range(state.hand..)
-            .chain(state.blocks.range(..state.hand));
-        let order: Vec<usize> = after.map(|(&index, _)| index).collect();
-        let mut victim = None;
-        for index in order {
-            let Some(block) = state.blocks.get_mut(&index) else {
-                continue;
-            };
-            if !block.is_clean() || state.pending.contains(&index) {
-                continue;
-            }
-            if !std::mem::replace(&mut block.used, false) {
-                victim = Some(index);
-                break;
-            }
-            victim = victim.or(Some(index));
-        }
-        if let Some(index) = victim {
-            state.blocks.remove(&index);
-            state.hand = index + 1;
-        }
     }
 
     /// Whether there are more blocks in memory than there should be, all of them dirty.
@@ -622,7 +592,10 @@ impl Refcounts {
     /// offset and clusters.
     pub(super) fn table_moved(&self, offset: u64, table: Vec<u64>) -> (u64, u64) {
         let mut state = self.state.lock();
-        let old = (state.table_offset, self.table_clusters(state.disk_table.len()));
+        let old = (
+            state.table_offset,
+            self.table_clusters(state.disk_table.len()),
+        );
         state.table_offset = offset;
         state.disk_table = table;
         if state.moving_to.is_some_and(|(to, _)| to == offset) {
@@ -660,4 +633,34 @@ fn too_large() -> Error {
         Kind::Os(libc::ENOSPC),
         "the image cannot grow: its refcount table has the largest size that the format allows",
     )
+}
+
+/// Drops a clean block that was not used lately, if there are too many.
+fn make_room(state: &mut State) {
+    if state.blocks.len() < state.limit {
+        return;
+    }
+    let after = state
+        .blocks
+        .range(state.hand..)
+        .chain(state.blocks.range(..state.hand));
+    let order: Vec<usize> = after.map(|(&index, _)| index).collect();
+    let mut victim = None;
+    for index in order {
+        let Some(block) = state.blocks.get_mut(&index) else {
+            continue;
+        };
+        if !block.is_clean() || state.pending.contains(&index) {
+            continue;
+        }
+        if !std::mem::replace(&mut block.used, false) {
+            victim = Some(index);
+            break;
+        }
+        victim = victim.or(Some(index));
+    }
+    if let Some(index) = victim {
+        state.blocks.remove(&index);
+        state.hand = index + 1;
+    }
 }

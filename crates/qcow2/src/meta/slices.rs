@@ -134,7 +134,10 @@ impl Slices {
     }
 
     fn place(&self, slice: u64) -> Option<&AtomicU64> {
-        let segment = self.directory.get((slice >> SEGMENT_BITS) as usize)?.get()?;
+        let segment = self
+            .directory
+            .get((slice >> SEGMENT_BITS) as usize)?
+            .get()?;
         segment.get((slice & ((1 << SEGMENT_BITS) - 1)) as usize)
     }
 

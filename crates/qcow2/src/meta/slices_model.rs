@@ -89,7 +89,10 @@ fn a_change_is_copied_for_the_disk_or_still_dirty() {
             move || assert!(slices.store(0, 0, &[entry(20)]))
         });
         let copies = slices.copy_dirty();
-        assert!(!load(&slices, 1, 11) || copies.is_empty(), "evicted before it was written");
+        assert!(
+            !load(&slices, 1, 11) || copies.is_empty(),
+            "evicted before it was written"
+        );
         for copied in &copies {
             assert_eq!(copied.words, [20]);
             slices.written(copied.slice, true);
@@ -109,6 +112,12 @@ fn one_of_two_loads_and_both_find_it() {
         let mine = load(&slices, 0, 10);
         let theirs = other.join().unwrap();
         assert!(mine || theirs);
-        assert_eq!(slices.get(0, 0), Some(Entry { word: 10, subclusters: 0 }));
+        assert_eq!(
+            slices.get(0, 0),
+            Some(Entry {
+                word: 10,
+                subclusters: 0
+            })
+        );
     });
 }

@@ -86,7 +86,8 @@ impl Meta {
             return Ok(());
         }
         self.check_writable()?;
-        if let Some(why) = self.found_at_open.lock().take() {
+        let found = self.found_at_open.lock().take();
+        if let Some(why) = found {
             return Err(self.mark_corrupt(&why).await);
         }
         let _turn = self.preparing.turn(0, 1).await;
@@ -106,7 +107,8 @@ impl Meta {
             self.superblock.update(&*self.file, change).await?;
         }
         self.check_writable()?;
-        self.prepared.store(true, std::sync::atomic::Ordering::SeqCst);
+        self.prepared
+            .store(true, std::sync::atomic::Ordering::SeqCst);
         Ok(())
     }
 
@@ -120,7 +122,8 @@ impl Meta {
             }
             broken.get_or_insert_with(|| why.to_owned());
         }
-        self.prepared.store(false, std::sync::atomic::Ordering::SeqCst);
+        self.prepared
+            .store(false, std::sync::atomic::Ordering::SeqCst);
         if !self.read_only && self.version >= 3 {
             let change = |fields: &mut Fields<'_>| {
                 let features = fields.get64(field::INCOMPATIBLE) | features::CORRUPT;

@@ -47,7 +47,8 @@ impl Meta {
         let end = offset.checked_add(len as u64);
         if end.is_none_or(|end| end > self.file.size()) {
             let (name, at) = (self.name(), table.table());
-            let message = format!("'{name}': the L2 table at offset {at:#x} is past the end of the file");
+            let message =
+                format!("'{name}': the L2 table at offset {at:#x} is past the end of the file");
             return Err(Error::new(Kind::Corrupt, message));
         }
         let buf = transfer::read(&*self.file, offset, len).await?;
@@ -69,17 +70,18 @@ impl Meta {
         }
         let step = self.geometry.words_per_entry();
         let words = transfer::words(bytes).step_by(step);
-        let hosts = words.filter_map(|word| {
-            match Mapping::decode(word, self.geometry, self.version) {
-                Ok(
-                    Mapping::Normal { host, .. }
-                    | Mapping::Zero {
-                        host: Some(host), ..
-                    },
-                ) => Some(self.geometry.cluster_of(host)),
-                _ => None,
-            }
-        });
+        let hosts =
+            words.filter_map(
+                |word| match Mapping::decode(word, self.geometry, self.version) {
+                    Ok(
+                        Mapping::Normal { host, .. }
+                        | Mapping::Zero {
+                            host: Some(host), ..
+                        },
+                    ) => Some(self.geometry.cluster_of(host)),
+                    _ => None,
+                },
+            );
         if let Some(overlap) = self.layout.find(hosts) {
             let at = overlap.cluster << self.geometry.cluster_bits();
             let holds = overlap.holds;
@@ -166,7 +168,10 @@ impl Meta {
         let run = self.allocate(1).await?;
         let filled = self.fill_table(old, run).await;
         let bits = self.geometry.cluster_bits();
-        let checked = filled.map(|()| self.layout.add(OverlapCheck::ACTIVE_L2, run.host >> bits, 1));
+        let checked = filled.map(|()| {
+            self.layout
+                .add(OverlapCheck::ACTIVE_L2, run.host >> bits, 1)
+        });
         match checked {
             Err(error) => {
                 self.release_unused(run);

@@ -53,12 +53,12 @@ pub(super) async fn write_all(node: &Arc<dyn Node>, mut pieces: Vec<(u64, Vec<u8
             _ => runs.push((offset, bytes)),
         }
     }
-    let mut outcome = Ok(());
     let mut runs = runs.into_iter();
     loop {
+        let mut outcome = Ok(());
         let batch: Vec<_> = runs.by_ref().take(IN_FLIGHT).collect();
         if batch.is_empty() {
-            return outcome;
+            return Ok(());
         }
         let started = batch.into_iter().map(|(offset, bytes)| {
             let node = Arc::clone(node);
@@ -68,8 +68,6 @@ pub(super) async fn write_all(node: &Arc<dyn Node>, mut pieces: Vec<(u64, Vec<u8
             let written = written.await;
             outcome = outcome.and(written);
         }
-        if outcome.is_err() {
-            return outcome;
-        }
+        outcome?;
     }
 }

@@ -77,7 +77,8 @@ impl Qcow2Node {
     ) -> Result<()> {
         let size = self.geometry.cluster_size() as usize;
         let skip = self.geometry.offset_in_cluster(guest) as usize;
-        let copy = |bytes: &[u8], out: &mut [u8]| out.copy_from_slice(&bytes[skip..skip + out.len()]);
+        let copy =
+            |bytes: &[u8], out: &mut [u8]| out.copy_from_slice(&bytes[skip..skip + out.len()]);
         if let Some(bytes) = self.decompressed.get(word) {
             copy(&bytes, out);
             return Ok(());
@@ -130,7 +131,10 @@ impl Qcow2Node {
         let count = (buf.len() as u64 / size)
             .min(AT_ONCE)
             .min(self.clusters_to_border(at));
-        let packed = match self.compress_clusters(&buf.as_slice()[..(count * size) as usize]).await {
+        let packed = match self
+            .compress_clusters(&buf.as_slice()[..(count * size) as usize])
+            .await
+        {
             Ok(packed) => packed,
             Err(error) => return (Err(error), buf),
         };
@@ -150,10 +154,12 @@ impl Qcow2Node {
     /// all else that a request does.
     async fn compress_clusters(&self, clusters: &[u8]) -> Result<Vec<Option<Vec<u8>>>> {
         let kind = self.compression;
-        let started = clusters.chunks(self.geometry.cluster_size() as usize).map(|cluster| {
-            let cluster = cluster.to_vec();
-            offload(move || compress(kind, &cluster))
-        });
+        let started = clusters
+            .chunks(self.geometry.cluster_size() as usize)
+            .map(|cluster| {
+                let cluster = cluster.to_vec();
+                offload(move || compress(kind, &cluster))
+            });
         let mut packed = Vec::new();
         for cluster in started.collect::<Vec<_>>() {
             let ended = |_| Error::new(Kind::Ended, "the worker threads have ended");
@@ -192,13 +198,21 @@ impl Qcow2Node {
                 Ok(now) if now.word != word => {
                     self.meta.release_unused_bytes(range.offset, range.len);
                 }
-                _ => tracing::warn!(image = self.name(), "compressed data that could not be linked are leaked"),
+                _ => tracing::warn!(
+                    image = self.name(),
+                    "compressed data that could not be linked are leaked"
+                ),
             }
         }
     }
 
     /// Takes room, writes and links; what was taken is in `places` also after an error.
-    async fn place_compressed(&self, at: u64, packed: &[Vec<u8>], places: &mut Vec<CompressedRange>) -> Result<()> {
+    async fn place_compressed(
+        &self,
+        at: u64,
+        packed: &[Vec<u8>],
+        places: &mut Vec<CompressedRange>,
+    ) -> Result<()> {
         for bytes in packed {
             let len = bytes.len() as u64;
             let offset = self.meta.allocate_bytes(len).await?;

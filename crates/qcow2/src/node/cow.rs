@@ -242,7 +242,9 @@ impl Qcow2Node {
             last.replace(buf).into_iter().for_each(scratch::give);
         }
         // The request's own buffer was the last of them.
-        let Some(buf) = last else { unreachable!("nothing was written") };
+        let Some(buf) = last else {
+            unreachable!("nothing was written")
+        };
         (outcome, buf.with_window(window))
     }
 
@@ -295,7 +297,8 @@ impl Qcow2Node {
         let last = group.guest + last as u64 * size;
         let first_part = data.start - group.guest..(data.end - group.guest).min(size);
         let last_part = data.start.max(last) - last..data.end - last;
-        group.guest + self.needed(*head, &first_part).start..last + self.needed(*tail, &last_part).end
+        group.guest + self.needed(*head, &first_part).start
+            ..last + self.needed(*tail, &last_part).end
     }
 
     /// What has to be written of a cluster so that a part of it can be, in bytes from its beginning.
@@ -316,23 +319,10 @@ impl Qcow2Node {
                 let start = if head { part.start } else { whole.start };
                 start..if tail { part.end } else { whole.end }
             }
-            Mapping::Normal { .. } | Mapping::Compressed(_) => bytes(&self.moved(entry, &mapping, touched)),
-            Mapping::Unallocated | Mapping::Zero { .. } => bytes(&touched),
-        }
-    }
-
-    /// The subclusters that have data after `touched` were written to a new place: what was elsewhere moves along.
-    fn moved(&self, entry: Entry, mapping: &Mapping, touched: Range<u32>) -> Range<u32> {
-        match mapping {
-            Mapping::Compressed(_) => 0..SUBCLUSTERS,
-            Mapping::Normal { copied: false, .. } => {
-                let bits = Subclusters(entry.subclusters);
-                let mut there = (0..SUBCLUSTERS).filter(|&bit| bits.allocated(bit));
-                let first = there.next().unwrap_or(touched.start);
-                let last = there.next_back().unwrap_or(first);
-                first.min(touched.start)..(last + 1).max(touched.end)
+            Mapping::Normal { .. } | Mapping::Compressed(_) => {
+                bytes(&moved(entry, &mapping, touched))
             }
-            _ => touched,
+            Mapping::Unallocated | Mapping::Zero { .. } => bytes(&touched),
         }
     }
 
@@ -351,7 +341,7 @@ impl Qcow2Node {
                     Mapping::Compressed(_) => 0,
                     _ => entry.subclusters,
                 };
-                let now = self.moved(*entry, mapping, self.subclusters(&part));
+                let now = moved(*entry, mapping, self.subclusters(&part));
                 subclusters = Subclusters(old).set_allocated(now).0;
             }
             entries.push(Entry { word, subclusters });
@@ -384,7 +374,10 @@ impl Qcow2Node {
 
     /// Gives up what was just unlinked.
     pub(super) fn free<'m>(&self, old: impl Iterator<Item = &'m Mapping> + Clone, discard: bool) {
-        if old.clone().any(|mapping| matches!(mapping, Mapping::Compressed(_))) {
+        if old
+            .clone()
+            .any(|mapping| matches!(mapping, Mapping::Compressed(_)))
+        {
             self.decompressed.forget();
         }
         for mapping in old {
@@ -412,4 +405,19 @@ fn direct_part(whole: &Range<u64>, data: &Range<u64>) -> Range<u64> {
         false => data.end,
     };
     first..last
+}
+
+/// The subclusters that have data after `touched` were written to a new place: what was elsewhere moves along.
+fn moved(entry: Entry, mapping: &Mapping, touched: Range<u32>) -> Range<u32> {
+    match mapping {
+        Mapping::Compressed(_) => 0..SUBCLUSTERS,
+        Mapping::Normal { copied: false, .. } => {
+            let bits = Subclusters(entry.subclusters);
+            let mut there = (0..SUBCLUSTERS).filter(|&bit| bits.allocated(bit));
+            let first = there.next().unwrap_or(touched.start);
+            let last = there.next_back().unwrap_or(first);
+            first.min(touched.start)..(last + 1).max(touched.end)
+        }
+        _ => touched,
+    }
 }

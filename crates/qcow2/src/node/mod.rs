@@ -12,6 +12,7 @@
 mod compressed;
 mod config;
 mod cow;
+mod layer;
 mod open;
 mod pieces;
 mod read;
@@ -29,8 +30,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use diskfuse_block::drivers::DetectZeroes;
 use diskfuse_block::{
-    Access, BlockStatus, Error, Extent, Kind, Limits, LocalFuture, Node, RangeQueue, Resize, Result,
-    Zeroes,
+    Access, BlockStatus, Error, Extent, Kind, Limits, LocalFuture, Node, RangeQueue, Resize,
+    Result, Zeroes,
 };
 use diskfuse_ring::Buf;
 
@@ -43,7 +44,7 @@ pub use status::{LayerStatus, Layered};
 
 /// An open image.
 pub struct Qcow2Node {
-    meta: Arc<Meta>,
+    meta: Meta,
     file: Arc<dyn Node>,
     /// Where the data are: the image file, or a file of their own.
     data: Arc<dyn Node>,
@@ -91,11 +92,6 @@ impl Options {
 }
 
 impl Qcow2Node {
-    /// The metadata.
-    pub(crate) fn meta(&self) -> &Arc<Meta> {
-        &self.meta
-    }
-
     fn name(&self) -> String {
         self.meta.name()
     }
@@ -106,8 +102,9 @@ impl Qcow2Node {
             Some(end) if end <= size => Ok(()),
             _ => {
                 let name = self.name();
-                let message =
-                    format!("'{name}': {len} bytes at {offset} are not within the disk's {size} bytes");
+                let message = format!(
+                    "'{name}': {len} bytes at {offset} are not within the disk's {size} bytes"
+                );
                 Err(Error::new(Kind::Invalid, message))
             }
         }
@@ -157,7 +154,11 @@ impl Node for Qcow2Node {
     }
 
     fn allocated(&self) -> u64 {
-        let data = if self.external { self.data.allocated() } else { 0 };
+        let data = if self.external {
+            self.data.allocated()
+        } else {
+            0
+        };
         self.file.allocated().saturating_add(data)
     }
 

@@ -12,6 +12,7 @@ use super::{Options, Qcow2Node};
 use crate::check::{Repair, check};
 use crate::format::{Header, features};
 use crate::meta::{ActiveTable, Meta};
+use crate::snapshots;
 
 impl Qcow2Node {
     /// Opens an image. One that a crash left with refcounts that are behind (lazy refcounts) is repaired first, unless
@@ -32,7 +33,10 @@ impl Qcow2Node {
         check_children(&name, &header, data_file.as_ref(), config)?;
         let read_only = config.read_only || file.read_only() || config.snapshot.is_some();
         if header.is_dirty() && !read_only {
-            tracing::info!(image = name, "it was not closed; its refcounts are repaired");
+            tracing::info!(
+                image = name,
+                "it was not closed; its refcounts are repaired"
+            );
             check(&*file, Repair::All, &mut |_, _| {}).await?;
             header = Header::read(&*file).await?;
         }
@@ -42,7 +46,7 @@ impl Qcow2Node {
                 l1_entries: header.l1_size,
                 size: header.size,
             },
-            Some(wanted) => snapshot_table(&*file, &header, wanted).await?,
+            Some(wanted) => snapshots::table_of(&*file, &header, wanted).await?,
         };
         let data_in = data_file.clone();
         let meta = Meta::open(Arc::clone(&file), data_in, &header, table, config).await?;
@@ -54,7 +58,7 @@ impl Qcow2Node {
             raw_data: header.data_file_raw(),
             version: header.version,
             compression: header.compression,
-            meta: Arc::new(meta),
+            meta,
             file,
             data,
             backing,
@@ -97,7 +101,9 @@ fn check_children(
         (true, None) => {
             return invalid("its data are in a file of their own, which was not given (data-file)");
         }
-        (false, Some(_)) => return invalid("it has no data file of its own, but one was given (data-file)"),
+        (false, Some(_)) => {
+            return invalid("it has no data file of its own, but one was given (data-file)");
+        }
         _ => {}
     }
     if config.compress && header.has_data_file() {
@@ -107,9 +113,4 @@ fn check_children(
         return invalid("it says that its data file is raw, but it has none");
     }
     Ok(())
-}
-
-async fn snapshot_table(file: &dyn Node, header: &Header, wanted: &str) -> Result<ActiveTable> {
-    let _ = (file, header, wanted);
-    todo!()
 }

@@ -34,20 +34,22 @@ pub(super) fn join_pieces(
     window: Range<usize>,
     pieces: Vec<(Result<()>, Buf)>,
 ) -> (Result<()>, Buf) {
-    let joined = pieces.into_iter().reduce(|(outcome, mut buf), (result, piece)| {
-        let joined = buf.join(piece);
-        debug_assert!(joined.is_ok(), "the pieces are those of one buffer");
-        (outcome.and(result), buf)
-    });
+    let joined = pieces
+        .into_iter()
+        .reduce(|(outcome, mut buf), (result, piece)| {
+            let joined = buf.join(piece);
+            debug_assert!(joined.is_ok(), "the pieces are those of one buffer");
+            (outcome.and(result), buf)
+        });
     // There were pieces: whoever cuts nothing has nothing to put together.
-    let Some((outcome, buf)) = joined else { unreachable!("no pieces") };
+    let Some((outcome, buf)) = joined else {
+        unreachable!("no pieces")
+    };
     (outcome, buf.with_window(window))
 }
 
 /// Runs futures at the same time and returns what they answer, in their order.
-pub(super) async fn together<T, F: Future<Output = T>>(
-    futures: impl Iterator<Item = F>,
-) -> Vec<T> {
+pub(super) async fn together<T, F: Future<Output = T>>(futures: impl Iterator<Item = F>) -> Vec<T> {
     enum Stage<T, F> {
         Running(Pin<Box<F>>),
         Done(T),

@@ -29,7 +29,7 @@ impl Qcow2Node {
         while done < window.len() {
             let at = offset + done as u64;
             let left = (window.len() - done) as u64;
-            let hold = self.hold();
+            let hold = self.meta.enter();
             let plan = match self.plan(at, left, |_| true) {
                 Ok(plan) => plan,
                 Err(error) => {

@@ -32,7 +32,9 @@ impl Qcow2Node {
         let name = self.name();
         let refuse = |kind, why: &str| Err(Error::new(kind, format!("'{name}': {why}")));
         if !size.is_multiple_of(SECTOR) || i64::try_from(size).is_err() {
-            let why = format!("a disk of {size} bytes cannot be: sizes are multiples of {SECTOR}, below 8 EiB");
+            let why = format!(
+                "a disk of {size} bytes cannot be: sizes are multiples of {SECTOR}, below 8 EiB"
+            );
             return refuse(Kind::Invalid, &why);
         }
         let header = self.header();
@@ -100,7 +102,10 @@ impl Qcow2Node {
     async fn is_bare(&self, guest: u64) -> Result<bool> {
         let entry = self.entry(guest).await?;
         let mapping = self.mapping(guest, entry)?;
-        let has_place = !matches!(mapping, Mapping::Unallocated | Mapping::Zero { host: None, .. });
+        let has_place = !matches!(
+            mapping,
+            Mapping::Unallocated | Mapping::Zero { host: None, .. }
+        );
         Ok(!has_place && self.reads_zero(guest, guest + self.geometry.cluster_size()))
     }
 
@@ -124,7 +129,9 @@ impl Qcow2Node {
         let entries: Vec<_> = entries.collect();
         let filled = async {
             grow(&*self.data, host + count * size).await?;
-            self.data.write_zeroes(host, count * size, Zeroes::Keep).await
+            self.data
+                .write_zeroes(host, count * size, Zeroes::Keep)
+                .await
         };
         let linked = match filled.await {
             Ok(()) => self.meta.link(guest, &entries).await,

@@ -7,22 +7,22 @@ use diskfuse_block::drivers::DetectZeroes;
 use diskfuse_block::{Access, Extent, Hold};
 
 use super::Qcow2Node;
-use super::walk::Place;
+use super::walk::{Place, Run};
 
 impl Qcow2Node {
     pub(super) fn resolve_read(&self, offset: u64, len: u64) -> Extent<'_> {
-        // Before the lookup: what is found stays where it is from then on. Nothing moves in a read-only image.
-        let hold = self.hold();
+        // Before the lookup: what is found stays where it is from then on.
+        let hold = self.meta.enter();
         let Ok(Some(run)) = self.run(offset, len) else {
             return Extent::Work { len };
         };
-        let len = run.len;
-        match run.place {
-            Place::Data { host, .. } => self.in_data(Access::Read, host, len, hold),
-            Place::Zero => Extent::Void { len },
-            Place::Unallocated => self.in_backing(offset, len),
+        let extent = match run.place {
+            Place::Data { host, .. } => self.in_data(Access::Read, host, run.len, hold),
+            Place::Zero => Extent::Void { len: run.len },
+            Place::Unallocated => self.in_backing(offset, run.len),
             Place::Compressed { .. } => Extent::Work { len },
-        }
+        };
+        whole(extent, len)
     }
 
     pub(super) fn resolve_write(&self, offset: u64, len: u64) -> Extent<'_> {
@@ -31,24 +31,13 @@ impl Qcow2Node {
         if work || !self.open_for_writing.load(Ordering::Relaxed) || !self.meta.is_prepared() {
             return Extent::Work { len };
         }
-        let hold = self.hold();
+        let hold = self.meta.enter();
         match self.run(offset, len) {
-            Ok(Some(run)) => match run.place {
-                Place::Data { host, copied: true } => {
-                    self.in_data(Access::Write, host, run.len, hold)
-                }
-                _ => Extent::Work { len: run.len },
-            },
+            Ok(Some(Run {
+                place: Place::Data { host, copied: true },
+                len: there,
+            })) => whole(self.in_data(Access::Write, host, there, hold), len),
             _ => Extent::Work { len },
-        }
-    }
-
-    /// Keeps what is looked up from now on where it is.
-    pub(super) fn hold(&self) -> Hold<'_> {
-        if self.read_only {
-            Hold::none()
-        } else {
-            self.meta.enter()
         }
     }
 
@@ -88,5 +77,13 @@ impl Qcow2Node {
             0 => Extent::Void { len },
             there => backing.resolve(Access::Read, offset, there),
         }
+    }
+}
+
+/// What is in pieces is work: those are moved at the same time, and whoever resolves would move one after the other.
+fn whole(extent: Extent<'_>, len: u64) -> Extent<'_> {
+    match extent {
+        Extent::Host { len: there, .. } if there < len => Extent::Work { len },
+        extent => extent,
     }
 }

@@ -102,7 +102,13 @@ impl Qcow2Node {
     }
 
     /// The place of the subcluster that holds byte `skip` of a cluster, and where those like it end in the cluster.
-    fn subcluster(&self, guest: u64, mapping: &Mapping, entry: Entry, skip: u64) -> Result<(Place, u64)> {
+    fn subcluster(
+        &self,
+        guest: u64,
+        mapping: &Mapping,
+        entry: Entry,
+        skip: u64,
+    ) -> Result<(Place, u64)> {
         let size = self.geometry.subcluster_size();
         let first = (skip / size) as u32;
         let (kind, count) = Subclusters(entry.subclusters).run(first);
@@ -110,7 +116,9 @@ impl Qcow2Node {
         let place = match (kind, mapping) {
             (SubclusterKind::Zero, _) => Place::Zero,
             (SubclusterKind::Unallocated, _) => Place::Unallocated,
-            (SubclusterKind::Allocated, Mapping::Normal { host, copied }) => data(*host, skip, *copied),
+            (SubclusterKind::Allocated, Mapping::Normal { host, copied }) => {
+                data(*host, skip, *copied)
+            }
             (SubclusterKind::Allocated, _) => {
                 return Err(self.corrupt(guest, "has data in subclusters, but no place for them"));
             }

@@ -60,7 +60,7 @@ impl Qcow2Node {
 
     /// Writes the beginning of the window, `len` bytes at most, uncompressed.
     pub(super) async fn store_plain(&self, at: u64, len: u64, mut buf: Buf) -> (Result<u64>, Buf) {
-        let hold = self.hold();
+        let hold = self.meta.enter();
         let in_place = |run: Run| matches!(run.place, Place::Data { copied: true, .. });
         let plan = match self.plan(at, len, in_place) {
             Ok(plan) => plan,
@@ -97,7 +97,11 @@ impl Qcow2Node {
         match run.place {
             Place::Data { host, copied: true } => self.write_data(host, buf).await,
             _ => {
-                let message = format!("'{}': {:?} cannot be written in place", self.name(), run.place);
+                let message = format!(
+                    "'{}': {:?} cannot be written in place",
+                    self.name(),
+                    run.place
+                );
                 (Err(Error::new(Kind::Invalid, message)), buf)
             }
         }

@@ -56,11 +56,13 @@ impl Qcow2Node {
         self.zero_parts(offset..whole.start).await?;
         if self.version < 3 && !(unmap && self.backing.is_none()) {
             // No flag says zero there.
-            self.write_zeroes_to(whole.start..whole.end.min(offset + len)).await?;
+            self.write_zeroes_to(whole.start..whole.end.min(offset + len))
+                .await?;
         } else {
             self.change(whole.clone(), becomes).await?;
         }
-        self.zero_parts(whole.end.min(offset + len)..offset + len).await
+        self.zero_parts(whole.end.min(offset + len)..offset + len)
+            .await
     }
 
     pub(super) async fn discard_now(&self, offset: u64, len: u64) -> Result<()> {
@@ -70,7 +72,8 @@ impl Qcow2Node {
         if !self.options.discard || !possible {
             return Ok(());
         }
-        self.change(self.whole_clusters(offset, len), Becomes::Discarded).await
+        self.change(self.whole_clusters(offset, len), Becomes::Discarded)
+            .await
     }
 
     /// Whether what reads as zeroes keeps its cluster of the file.
@@ -82,8 +85,13 @@ impl Qcow2Node {
     fn whole_clusters(&self, offset: u64, len: u64) -> Range<u64> {
         let end = offset + len;
         let start = self.geometry.round_up(offset).unwrap_or(end);
-        let up = self.geometry.round_up(end).filter(|_| end >= self.meta.size());
-        start..up.unwrap_or_else(|| self.geometry.round_down(end)).max(start)
+        let up = self
+            .geometry
+            .round_up(end)
+            .filter(|_| end >= self.meta.size());
+        start
+            ..up.unwrap_or_else(|| self.geometry.round_down(end))
+                .max(start)
     }
 
     /// Changes whole clusters, a piece at a time.
@@ -165,7 +173,11 @@ impl Qcow2Node {
         // A place in a data file is used by this cluster only, so nobody needs to be waited for.
         let size = self.geometry.cluster_size();
         for mapping in dropped {
-            if let Mapping::Normal { host, .. } | Mapping::Zero { host: Some(host), .. } = mapping {
+            if let Mapping::Normal { host, .. }
+            | Mapping::Zero {
+                host: Some(host), ..
+            } = mapping
+            {
                 let len = self.data.size().saturating_sub(*host).min(size);
                 if len > 0 {
                     self.data.discard(*host, len).await?;
@@ -183,7 +195,9 @@ impl Qcow2Node {
         }
         match becomes {
             Becomes::Discarded if self.options.pass_discard_request => {
-                self.data.write_zeroes(piece.start, len, Zeroes::MayUnmap).await
+                self.data
+                    .write_zeroes(piece.start, len, Zeroes::MayUnmap)
+                    .await
             }
             _ => self.data.write_zeroes(piece.start, len, Zeroes::Keep).await,
         }
@@ -272,8 +286,10 @@ impl Qcow2Node {
         } else {
             part.start..part.start
         };
-        self.write_zeroes_to(part.start..done.start.min(part.end)).await?;
-        self.write_zeroes_to(done.end.max(part.start)..part.end).await
+        self.write_zeroes_to(part.start..done.start.min(part.end))
+            .await?;
+        self.write_zeroes_to(done.end.max(part.start)..part.end)
+            .await
     }
 
     /// Sets what whole subclusters lie in a part of a cluster, and those whose rest is zero already, to zero. Returns
@@ -329,7 +345,7 @@ impl Qcow2Node {
     pub(super) async fn write_zeroes_to(&self, range: Range<u64>) -> Result<()> {
         let mut at = range.start;
         while at < range.end {
-            let hold = self.hold();
+            let hold = self.meta.enter();
             let run = match self.run(at, range.end - at) {
                 Ok(run) => run,
                 Err(error) => return Err(self.found(error).await),
@@ -339,7 +355,10 @@ impl Qcow2Node {
                     drop(hold);
                     self.meta.load(at).await?;
                 }
-                Some(Run { place: Place::Data { host, copied: true }, len }) => {
+                Some(Run {
+                    place: Place::Data { host, copied: true },
+                    len,
+                }) => {
                     let there = self.data.size().saturating_sub(host).min(len);
                     if there > 0 {
                         self.data.write_zeroes(host, there, Zeroes::Keep).await?;

@@ -150,7 +150,9 @@ pub async fn apply(file: &dyn Node, id_or_name: &str) -> Result<()> {
     let snapshots = table::read(&image).await?.0;
     let snapshot = find_by_id(&snapshots, id_or_name)
         .ok_or_else(|| not_found(&image, &snapshots, id_or_name))?;
-    let resized = snapshot.disk_size.is_some_and(|size| size != image.header.size);
+    let resized = snapshot
+        .disk_size
+        .is_some_and(|size| size != image.header.size);
     if resized && are_bitmaps_there(&image) {
         return Err(Error::new(
             Kind::Unsupported,
@@ -195,7 +197,14 @@ async fn apply_now(
         .await?;
     // The flags of tables that were not active need not be right.
     copied_l2(image, tree, Flags::Clear).await?;
-    let place = copy_l1(image, refcounts, snapshot.l1_offset, snapshot.l1_entries, entries).await?;
+    let place = copy_l1(
+        image,
+        refcounts,
+        snapshot.l1_offset,
+        snapshot.l1_entries,
+        entries,
+    )
+    .await?;
     image.flush().await?;
     image.set_l1(place, entries, size).await?;
     refcounts
@@ -284,8 +293,8 @@ pub(crate) async fn mend_table(image: &mut Image<'_>) -> Result<()> {
 pub async fn table_of(file: &dyn Node, header: &Header, wanted: &str) -> Result<ActiveTable> {
     let image = Image::with_header(file, header.clone())?;
     let snapshots = table::read(&image).await?.0;
-    let snapshot = find_by_id(&snapshots, wanted)
-        .ok_or_else(|| not_found(&image, &snapshots, wanted))?;
+    let snapshot =
+        find_by_id(&snapshots, wanted).ok_or_else(|| not_found(&image, &snapshots, wanted))?;
     if !check::can_be(&image, snapshot) {
         let what = format!("snapshot '{}' has no L1 table", snapshot.name);
         return Err(corrupt(&image, &what));
@@ -352,12 +361,18 @@ async fn copy_l1(
     let len = u64::from(entries) * 8;
     let place = refcounts.allocate(image, len).await?;
     let whole = len.next_multiple_of(image.geometry.cluster_size());
-    let mut buf = image.read(from, whole.max(image.geometry.cluster_size())).await?;
+    let mut buf = image
+        .read(from, whole.max(image.geometry.cluster_size()))
+        .await?;
     let (words, _) = buf.as_mut_slice().as_chunks_mut::<8>();
     for (index, bytes) in words.iter_mut().enumerate() {
         let word = u64::from_be_bytes(*bytes) & !crate::format::COPIED;
         let is_copied = index < from_entries as usize;
-        *bytes = if is_copied { word.to_be_bytes() } else { [0; 8] };
+        *bytes = if is_copied {
+            word.to_be_bytes()
+        } else {
+            [0; 8]
+        };
     }
     image.write_buf(place, buf).await?;
     Ok(place)
@@ -375,7 +390,9 @@ async fn replace_table(
     let mut place = 0;
     if !snapshots.is_empty() {
         place = refcounts.allocate(image, bytes.len() as u64).await?;
-        let whole = bytes.len().next_multiple_of(image.geometry.cluster_size() as usize);
+        let whole = bytes
+            .len()
+            .next_multiple_of(image.geometry.cluster_size() as usize);
         bytes.resize(whole, 0);
         image.write(place, &bytes).await?;
     }

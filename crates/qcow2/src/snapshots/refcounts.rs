@@ -36,7 +36,10 @@ impl Refcounts {
         for entry in table.iter().filter(|entry| **entry != 0) {
             let fits = geometry.offset_in_cluster(*entry) == 0 && *entry < image.file.size();
             if !fits || !seen.insert(*entry) {
-                return Err(corrupt(image, &format!("a refcount block cannot be at {entry}")));
+                return Err(corrupt(
+                    image,
+                    &format!("a refcount block cannot be at {entry}"),
+                ));
             }
         }
         let used = table.iter().rposition(|entry| *entry != 0);
@@ -103,16 +106,23 @@ impl Refcounts {
     /// Marks which of the counted clusters have a refcount of one.
     pub(super) async fn mark(&self, image: &Image<'_>, counts: &mut Counts) -> Result<()> {
         let clusters = counts.used_end();
-        each(image, &self.table, counts, clusters, Which::Counted, |_, mut run| {
-            for i in 0..run.len {
-                let is_one = run.stored(i) == 1;
-                if let Some(counters) = &mut run.counters {
-                    counters[i] &= !STORED_ONE;
-                    counters[i] |= if is_one { STORED_ONE } else { 0 };
+        each(
+            image,
+            &self.table,
+            counts,
+            clusters,
+            Which::Counted,
+            |_, mut run| {
+                for i in 0..run.len {
+                    let is_one = run.stored(i) == 1;
+                    if let Some(counters) = &mut run.counters {
+                        counters[i] &= !STORED_ONE;
+                        counters[i] |= if is_one { STORED_ONE } else { 0 };
+                    }
                 }
-            }
-            false
-        })
+                false
+            },
+        )
         .await
     }
 
@@ -124,20 +134,27 @@ impl Refcounts {
         mut decide: impl FnMut(u64, u64, u64) -> Option<u64>,
     ) -> Result<()> {
         let clusters = counts.used_end();
-        each(image, &self.table, counts, clusters, Which::Counted, |counts, mut run| {
-            let mut changed = false;
-            for i in 0..run.len {
-                let counted = run.counted(counts, i);
-                if counted == 0 {
-                    continue;
+        each(
+            image,
+            &self.table,
+            counts,
+            clusters,
+            Which::Counted,
+            |counts, mut run| {
+                let mut changed = false;
+                for i in 0..run.len {
+                    let counted = run.counted(counts, i);
+                    if counted == 0 {
+                        continue;
+                    }
+                    let stored = run.stored(i);
+                    if let Some(value) = decide(run.first + i as u64, stored, counted) {
+                        changed |= value != stored && run.store(i, value);
+                    }
                 }
-                let stored = run.stored(i);
-                if let Some(value) = decide(run.first + i as u64, stored, counted) {
-                    changed |= value != stored && run.store(i, value);
-                }
-            }
-            changed
-        })
+                changed
+            },
+        )
         .await
     }
 
@@ -161,9 +178,8 @@ impl Refcounts {
     pub(super) async fn allocate(&mut self, image: &mut Image<'_>, bytes: u64) -> Result<u64> {
         let geometry = image.geometry;
         let wanted = bytes.div_ceil(geometry.cluster_size()).max(1);
-        let first = match self.find(image, wanted).await? {
-            Some(first) => first,
-            None => return self.grow(image, wanted).await,
+        let Some(first) = self.find(image, wanted).await? else {
+            return self.grow(image, wanted).await;
         };
         let mut counts = Counts::new(first + wanted)?;
         (first..first + wanted).for_each(|cluster| {
@@ -179,22 +195,29 @@ impl Refcounts {
         let mut stretch = 0..0;
         let mut found = None;
         let mut none = Counts::default();
-        each(image, &self.table, &mut none, clusters, Which::All, |_, run| {
-            for i in 0..run.len {
-                let cluster = run.first + i as u64;
-                if found.is_some() || run.stored(i) != 0 {
-                    continue;
+        each(
+            image,
+            &self.table,
+            &mut none,
+            clusters,
+            Which::All,
+            |_, run| {
+                for i in 0..run.len {
+                    let cluster = run.first + i as u64;
+                    if found.is_some() || run.stored(i) != 0 {
+                        continue;
+                    }
+                    if stretch.end != cluster {
+                        stretch.start = cluster;
+                    }
+                    stretch.end = cluster + 1;
+                    if stretch.end - stretch.start == wanted {
+                        found = Some(stretch.start);
+                    }
                 }
-                if stretch.end != cluster {
-                    stretch.start = cluster;
-                }
-                stretch.end = cluster + 1;
-                if stretch.end - stretch.start == wanted {
-                    found = Some(stretch.start);
-                }
-            }
-            false
-        })
+                false
+            },
+        )
         .await?;
         Ok(found)
     }

@@ -151,7 +151,8 @@ pub(crate) async fn read(image: &Image<'_>) -> Result<(Vec<SnapshotInfo>, u64)> 
     let mut len = 0;
     while snapshots.len() < count {
         let here = bytes.get(len..).unwrap_or_default();
-        let parsed = SnapshotInfo::parse(here).map_err(|error| broken(image, &error.to_string()))?;
+        let parsed =
+            SnapshotInfo::parse(here).map_err(|error| broken(image, &error.to_string()))?;
         if let Some((snapshot, entry)) = parsed {
             snapshots.push(snapshot);
             len += entry;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use diskfuse_qcow2::Qcow2Config;
+use diskfuse_qcow2::node::Qcow2Config;
 use tempfile::TempDir;
 
 use super::SECTOR;
@@ -92,7 +92,11 @@ impl Case {
             seed,
             size,
             cluster_size,
-            refcount_bits: if v3 { rng.pick(&[16, 16, 16, 8, 64, 32, 4, 2]) } else { 16 },
+            refcount_bits: if v3 {
+                rng.pick(&[16, 16, 16, 8, 64, 32, 4, 2])
+            } else {
+                16
+            },
             v3,
             extended_l2,
             lazy_refcounts: v3 && rng.chance(20),
@@ -101,7 +105,10 @@ impl Case {
             snapshot,
             data_file,
             filled: rng.pick(&[0, 0, 20, 60, 100]),
-            hot: rng.pick(&[size, size, size / 4, 8 * cluster_size]).max(cluster_size * 2).min(size),
+            hot: rng
+                .pick(&[size, size, size / 4, 8 * cluster_size])
+                .max(cluster_size * 2)
+                .min(size),
             most: rng.pick(&[4, 16, 64, 128]) * KIB,
             // An old image with snapshots cannot be resized.
             resizes: rng.chance(12) && (v3 || !snapshot),
@@ -156,7 +163,9 @@ impl Case {
             options.push(format!("data_file={}", text(&data)));
         }
         let options = options.join(",");
-        let mut convert = vec!["convert", "-S", "512", "-f", "raw", "-O", "qcow2", "-o", &options];
+        let mut convert = vec![
+            "convert", "-S", "512", "-f", "raw", "-O", "qcow2", "-o", &options,
+        ];
         if self.compressed {
             convert.push("-c");
         }
@@ -166,7 +175,17 @@ impl Case {
         let mut initial = versions.clone();
         if self.backing {
             write_stamped(&base, &below[..reach]);
-            let args = ["rebase", "-u", "-f", "qcow2", "-b", text(&base), "-F", "raw", text(&image)];
+            let args = [
+                "rebase",
+                "-u",
+                "-f",
+                "qcow2",
+                "-b",
+                text(&base),
+                "-F",
+                "raw",
+                text(&image),
+            ];
             qemu_img(&args);
             // What the image does not hold shows its backing file.
             for (version, below) in initial.iter_mut().zip(&below) {

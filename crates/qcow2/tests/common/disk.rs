@@ -68,7 +68,13 @@ pub struct Disk {
 
 impl Disk {
     /// A disk that holds `bytes`, number `index` in the log.
-    pub fn new(recorder: &Recorder, index: usize, bytes: Vec<u8>, seed: u64, manners: Manners) -> Arc<Self> {
+    pub fn new(
+        recorder: &Recorder,
+        index: usize,
+        bytes: Vec<u8>,
+        seed: u64,
+        manners: Manners,
+    ) -> Arc<Self> {
         let mut bytes = bytes;
         bytes.resize(bytes.len().next_multiple_of(SECTOR as usize), 0);
         let blocks: Vec<bool> = bytes
@@ -163,7 +169,11 @@ impl Disk {
             patience => {
                 let rng = &mut self.state.lock().rng;
                 // Now and then one takes so long that much is done meanwhile.
-                let most = if rng.chance(4) { patience * 40 } else { patience };
+                let most = if rng.chance(4) {
+                    patience * 40
+                } else {
+                    patience
+                };
                 rng.below(most)
             }
         };

@@ -39,7 +39,13 @@ impl Guest {
     }
 
     /// Tells the model of a request around it.
-    async fn ask<T>(&self, ask: Ask, sector: u64, count: u64, request: impl Future<Output = Result<T>>) -> Result<T> {
+    async fn ask<T>(
+        &self,
+        ask: Ask,
+        sector: u64,
+        count: u64,
+        request: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
         let id = {
             let mut log = self.recorder.log();
             let now = log.tick();
@@ -113,7 +119,9 @@ impl Guest {
         let now = log.tick();
         if let Err(error) = log.model.compare(sector, buf.as_slice(), began, now) {
             let log = log.show(began, now);
-            panic!("read of {count} sectors at {sector}, from {began} to {now}: {error}\nstorage:\n{log}");
+            panic!(
+                "read of {count} sectors at {sector}, from {began} to {now}: {error}\nstorage:\n{log}"
+            );
         }
         Ok(())
     }

@@ -133,7 +133,11 @@ impl Log {
         for record in &self.records {
             if record.began <= to && record.ended.is_none_or(|ended| ended >= from) {
                 let ended = record.ended.map_or("…".to_owned(), |t| t.to_string());
-                let ok = if record.ok || record.ended.is_none() { "" } else { " FAILED" };
+                let ok = if record.ok || record.ended.is_none() {
+                    ""
+                } else {
+                    " FAILED"
+                };
                 lines.push(format!(
                     "  {}–{ended} disk {}: {}{ok}",
                     record.began, record.disk, record.op

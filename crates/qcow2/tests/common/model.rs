@@ -144,16 +144,20 @@ impl Model {
     /// The versions that a sector may hold, if all that had ended before `promised` must be there and nothing that
     /// began after `until` can be.
     pub fn allowed(&self, sector: u64, promised: Time, until: Time) -> Allowed {
-        let all = self.sectors.get(sector as usize).map_or(&[][..], Vec::as_slice);
+        let all = self
+            .sectors
+            .get(sector as usize)
+            .map_or(&[][..], Vec::as_slice);
         let of = |&id: &u32| &self.requests[id as usize];
         // What is certain to have replaced what had ended before it began.
         let newest = all.iter().map(of).filter(|r| {
             r.ok && r.ask != Ask::Discard && r.ended.is_some_and(|ended| ended < promised)
         });
         let replaced_before = newest.map(|r| r.began).max().unwrap_or(0);
-        let alive = all.iter().map(of).filter(|r| {
-            r.began <= until && r.ended.is_none_or(|ended| ended >= replaced_before)
-        });
+        let alive = all
+            .iter()
+            .map(of)
+            .filter(|r| r.began <= until && r.ended.is_none_or(|ended| ended >= replaced_before));
         let mut versions: BTreeSet<Version> = alive
             .map(|r| match r.ask {
                 Ask::Write(version) => version,
@@ -174,9 +178,10 @@ impl Model {
             .iter()
             .filter(|s| s.ok && s.ended.is_some_and(|ended| ended < promised));
         let replaced_before = certain.map(|s| s.began).max().unwrap_or(0);
-        let alive = self.sizes.iter().filter(|s| {
-            s.began <= until && s.ended.is_none_or(|ended| ended >= replaced_before)
-        });
+        let alive = self
+            .sizes
+            .iter()
+            .filter(|s| s.began <= until && s.ended.is_none_or(|ended| ended >= replaced_before));
         let mut sizes: BTreeSet<u64> = alive.map(|s| s.size).collect();
         if replaced_before == 0 {
             sizes.insert(self.initial_size);
@@ -185,7 +190,13 @@ impl Model {
     }
 
     /// Compares what was read from `sector` on: what the first wrong sector holds, and what it may hold.
-    pub fn compare(&self, sector: u64, bytes: &[u8], promised: Time, until: Time) -> Result<(), String> {
+    pub fn compare(
+        &self,
+        sector: u64,
+        bytes: &[u8],
+        promised: Time,
+        until: Time,
+    ) -> Result<(), String> {
         for (number, there) in (sector..).zip(bytes.chunks(SECTOR as usize)) {
             let found = version_of(number, there);
             let touched = !self.sectors.get(number as usize).is_none_or(Vec::is_empty);
@@ -194,7 +205,10 @@ impl Model {
                 continue;
             }
             let Allowed(allowed) = self.allowed(number, promised, until);
-            if !found.as_ref().is_ok_and(|version| allowed.contains(version)) {
+            if !found
+                .as_ref()
+                .is_ok_and(|version| allowed.contains(version))
+            {
                 let history = self.history(number);
                 return Err(format!(
                     "sector {number} (byte {:#x}) holds {}, but may hold versions {allowed:?}; promised is what had \
@@ -213,12 +227,21 @@ impl Model {
     fn history(&self, sector: u64) -> String {
         let initial = self.initial.get(sector as usize).copied().unwrap_or(0);
         let mut lines = vec![format!("  initially version {initial}")];
-        let all = self.sectors.get(sector as usize).map_or(&[][..], Vec::as_slice);
+        let all = self
+            .sectors
+            .get(sector as usize)
+            .map_or(&[][..], Vec::as_slice);
         for &id in all {
             lines.push(format!("  {:?}", self.requests[id as usize]));
         }
-        let flushes = self.flushes.iter().map(|f| format!("{}–{}", f.began, f.ended));
-        lines.push(format!("  flushes {}", flushes.collect::<Vec<_>>().join(", ")));
+        let flushes = self
+            .flushes
+            .iter()
+            .map(|f| format!("{}–{}", f.began, f.ended));
+        lines.push(format!(
+            "  flushes {}",
+            flushes.collect::<Vec<_>>().join(", ")
+        ));
         lines.join("\n")
     }
 }

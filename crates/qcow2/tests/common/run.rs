@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use diskfuse_block::{Node, Result, io};
 use diskfuse_qcow2::check::{Repair, check};
-use diskfuse_qcow2::{Children, Qcow2Config, Qcow2Node};
+use diskfuse_qcow2::node::{Children, Qcow2Config, Qcow2Node};
 use diskfuse_ring::{Buf, Config, IoThread, Reply, Ring};
 use tempfile::TempDir;
 
@@ -50,7 +50,13 @@ impl Stage {
             read_only: false,
         };
         let disk = |index, bytes: &Vec<u8>| {
-            Disk::new(&recorder, index, bytes.clone(), case.seed + index as u64, manners)
+            Disk::new(
+                &recorder,
+                index,
+                bytes.clone(),
+                case.seed + index as u64,
+                manners,
+            )
         };
         let mut initial = vec![start.image];
         let file = disk(0, &initial[0]);
@@ -150,7 +156,12 @@ impl Stage {
     }
 
     /// The verdict on one state; what is wrong, in a sentence.
-    pub fn judge(&self, log: &Log, state: &State, rng: &mut Rng) -> std::result::Result<(), String> {
+    pub fn judge(
+        &self,
+        log: &Log,
+        state: &State,
+        rng: &mut Rng,
+    ) -> std::result::Result<(), String> {
         let file = Disk::quiet(state.disks[0].clone());
         let data_file = state.disks.get(1).map(|bytes| Disk::quiet(bytes.clone()));
         on_ring(self.judge_disks(log, state, file, data_file, rng))
@@ -161,7 +172,8 @@ impl Stage {
         let path = self.dir.path().join("state");
         std::fs::write(&path, file.bytes()).unwrap();
         let (clean, said) = try_qemu_img(&["check", "-f", "qcow2", text(&path)]);
-        let leaks_only = said.contains("leaked clusters were found") && !said.contains("errors were found");
+        let leaks_only =
+            said.contains("leaked clusters were found") && !said.contains("errors were found");
         if clean || leaks_only {
             return Ok(());
         }
@@ -196,7 +208,10 @@ impl Stage {
         if !sizes.contains(&size) {
             return Err(format!("the disk has {size} bytes, but may have {sizes:?}"));
         }
-        look(&*node, |sector, bytes| log.model.compare(sector, bytes, promised, state.time)).await?;
+        look(&*node, |sector, bytes| {
+            log.model.compare(sector, bytes, promised, state.time)
+        })
+        .await?;
         if rng.chance(25) {
             self.use_again(&node, rng).await?;
         }
@@ -225,7 +240,11 @@ impl Stage {
     }
 
     /// Life goes on after a crash: new requests find what they must, and leave a sound image.
-    async fn use_again(&self, node: &Arc<Qcow2Node>, rng: &mut Rng) -> std::result::Result<(), String> {
+    async fn use_again(
+        &self,
+        node: &Arc<Qcow2Node>,
+        rng: &mut Rng,
+    ) -> std::result::Result<(), String> {
         let recorder = Recorder::default();
         let mut there = Vec::new();
         look(&**node, |sector, bytes| {
@@ -243,7 +262,9 @@ impl Stage {
             answer.map_err(|error| format!("growing after the crash fails: {error}"))?;
         }
         for _ in 0..12 {
-            let answer = guest.random(&self.case, node.size().min(self.case.hot), rng).await;
+            let answer = guest
+                .random(&self.case, node.size().min(self.case.hot), rng)
+                .await;
             answer.map_err(|error| format!("a request after the crash fails: {error}"))?;
         }
         let (model, now) = {
@@ -252,7 +273,10 @@ impl Stage {
             (std::mem::take(&mut log.model), now)
         };
         let what = |error| format!("used again after the crash, {error}");
-        look(&**node, |sector, bytes| model.compare(sector, bytes, now, now).map_err(what)).await
+        look(&**node, |sector, bytes| {
+            model.compare(sector, bytes, now, now).map_err(what)
+        })
+        .await
     }
 }
 

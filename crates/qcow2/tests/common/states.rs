@@ -106,7 +106,13 @@ impl<'a> Media<'a> {
             }
             now_durable.sort_by_key(|record| record.ended);
             for record in now_durable {
-                apply(&mut self.durable[disk], &record.op, &Part::Whole, true, &mut Rng::new(0));
+                apply(
+                    &mut self.durable[disk],
+                    &record.op,
+                    &Part::Whole,
+                    true,
+                    &mut Rng::new(0),
+                );
             }
         }
         // What has not ended comes last, in the order in which it began.
@@ -118,7 +124,13 @@ impl<'a> Media<'a> {
         pending
     }
 
-    fn state(&self, time: Time, pending: &[(usize, &Record)], choice: Choice, rng: &mut Rng) -> State {
+    fn state(
+        &self,
+        time: Time,
+        pending: &[(usize, &Record)],
+        choice: Choice,
+        rng: &mut Rng,
+    ) -> State {
         let mut disks = self.durable.clone();
         // A file whose growth is not there loses what was written past its end, or has grown by it.
         let extends = rng.chance(50);
@@ -141,18 +153,27 @@ impl<'a> Media<'a> {
             how: format!(
                 "crash at {time}, {choice:?}: of the operations {:?} that were not durable {there:?} are there, {}",
                 pending.iter().map(|p| p.0).collect::<Vec<_>>(),
-                if extends { "and extend the file" } else { "but not past the end of the file" },
+                if extends {
+                    "and extend the file"
+                } else {
+                    "but not past the end of the file"
+                },
             ),
         }
     }
 }
 
 /// What is there of the record at `index`, behind which come `left - 1` more.
-fn part(choice: Choice, index: usize, left: usize, record: &Record, regions: u64, rng: &mut Rng) -> Part {
+fn part(
+    choice: Choice,
+    index: usize,
+    left: usize,
+    record: &Record,
+    regions: u64,
+    rng: &mut Rng,
+) -> Part {
     let whole_if = |there: bool| if there { Part::Whole } else { Part::Nothing };
     match choice {
-        Choice::None => Part::Nothing,
-        Choice::All => Part::Whole,
         Choice::AllButLast(count) => whole_if(left > count),
         Choice::Last(count) => whole_if(left <= count),
         Choice::Only(one) => whole_if(index == one),
@@ -162,10 +183,9 @@ fn part(choice: Choice, index: usize, left: usize, record: &Record, regions: u64
             let region = record.op.range().start / bytes;
             whole_if(Rng::new(regions ^ region).chance(50))
         }
-        Choice::Torn(one) if index == one => Part::Some(50),
-        Choice::Torn(_) => Part::Whole,
-        Choice::OnlyTorn(one) if index == one => Part::Some(50),
-        Choice::OnlyTorn(_) => Part::Nothing,
+        Choice::Torn(one) | Choice::OnlyTorn(one) if index == one => Part::Some(50),
+        Choice::All | Choice::Torn(_) => Part::Whole,
+        Choice::None | Choice::OnlyTorn(_) => Part::Nothing,
         Choice::Sectors(percent) => Part::Some(percent),
     }
 }
@@ -215,7 +235,8 @@ fn undurable_until(log: &Log) -> Vec<Time> {
         .filter(|r| matches!(r.op, Op::Flush) && r.ok && r.ended.is_some())
         .collect();
     let until = |record: &Record| {
-        let covers = |f: &&&Record| f.disk == record.disk && record.ended.is_some_and(|e| e < f.began);
+        let covers =
+            |f: &&&Record| f.disk == record.disk && record.ended.is_some_and(|e| e < f.began);
         let first = flushes.iter().filter(covers).filter_map(|f| f.ended).min();
         first.map_or(log.now(), |ended| ended - 1)
     };
@@ -254,7 +275,13 @@ fn plan(log: &Log, rng: &mut Rng, wanted: usize) -> Vec<(Time, Choice)> {
 }
 
 /// Shows `judge` so many states, the same for the same `rng`.
-pub fn sample(log: &Log, initial: &[Vec<u8>], rng: &mut Rng, wanted: usize, mut judge: impl FnMut(State)) {
+pub fn sample(
+    log: &Log,
+    initial: &[Vec<u8>],
+    rng: &mut Rng,
+    wanted: usize,
+    mut judge: impl FnMut(State),
+) {
     let mut media = Media::new(log, initial);
     for (time, choice) in plan(log, rng, wanted) {
         let pending = media.advance(time);

@@ -77,7 +77,11 @@ pub async fn open_with(path: &Path, config: &Qcow2Config) -> Arc<Qcow2Node> {
 }
 
 /// Opens an overlay on a raw or qcow2 backing node.
-pub async fn open_over(path: &Path, backing: Arc<dyn Node>, config: &Qcow2Config) -> Arc<Qcow2Node> {
+pub async fn open_over(
+    path: &Path,
+    backing: Arc<dyn Node>,
+    config: &Qcow2Config,
+) -> Arc<Qcow2Node> {
     let children = Children {
         backing: Some(backing),
         ..children(path)
@@ -115,7 +119,11 @@ pub async fn contents(node: &dyn Node, piece: usize) -> Vec<u8> {
 
 /// Runs a tool, which must be there.
 pub fn tool(program: &str, args: &[&str]) -> Output {
-    let output = Command::new("timeout").arg("60").arg(program).args(args).output();
+    let output = Command::new("timeout")
+        .arg("60")
+        .arg(program)
+        .args(args)
+        .output();
     let output = output.unwrap_or_else(|e| panic!("cannot run timeout(1): {e}"));
     let missing = output.status.code() == Some(127);
     assert!(!missing, "{program} is missing: install it, see the README");
@@ -164,7 +172,18 @@ pub fn qemu_io(path: &Path, format: &str, commands: &[String]) {
 /// What qemu-img takes the image's disk for.
 pub fn converted(path: &Path) -> Vec<u8> {
     let raw = path.with_extension("raw-copy");
-    must("qemu-img", &["convert", "-f", "qcow2", "-O", "raw", text(path), text(&raw)]);
+    must(
+        "qemu-img",
+        &[
+            "convert",
+            "-f",
+            "qcow2",
+            "-O",
+            "raw",
+            text(path),
+            text(&raw),
+        ],
+    );
     let bytes = std::fs::read(&raw).unwrap();
     std::fs::remove_file(&raw).unwrap();
     bytes

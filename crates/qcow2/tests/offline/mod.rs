@@ -22,7 +22,11 @@ pub fn run<F: Future>(future: F) -> F::Output {
 }
 
 pub fn tool(program: &str, args: &[&str]) -> Output {
-    let output = Command::new("timeout").arg("60").arg(program).args(args).output();
+    let output = Command::new("timeout")
+        .arg("60")
+        .arg(program)
+        .args(args)
+        .output();
     let output = output.unwrap_or_else(|e| panic!("cannot run timeout(1): {e}"));
     let missing = output.status.code() == Some(127);
     assert!(!missing, "{program} is missing: install it, see the README");
@@ -82,12 +86,17 @@ impl Image {
 
     pub fn check(&self, repair: Repair) -> diskfuse_block::Result<CheckResult> {
         let node = self.node();
-        run(check(&*node, repair, &mut |done, total| assert!(done <= total)))
+        run(check(&*node, repair, &mut |done, total| {
+            assert!(done <= total)
+        }))
     }
 
     /// What `qemu-img check` says.
     pub fn qemu_check(&self) -> Qemu {
-        let output = tool("qemu-img", &["check", "-f", "qcow2", "--output=json", self.name()]);
+        let output = tool(
+            "qemu-img",
+            &["check", "-f", "qcow2", "--output=json", self.name()],
+        );
         let json = String::from_utf8_lossy(&output.stdout).into_owned();
         Qemu {
             code: output.status.code(),
@@ -117,7 +126,10 @@ impl Image {
     }
 
     pub fn put(&self, offset: u64, bytes: &[u8]) {
-        let file = std::fs::OpenOptions::new().write(true).open(&self.path).unwrap();
+        let file = std::fs::OpenOptions::new()
+            .write(true)
+            .open(&self.path)
+            .unwrap();
         std::os::unix::fs::FileExt::write_all_at(&file, bytes, offset).unwrap();
     }
 
@@ -169,7 +181,10 @@ pub struct Qemu {
 
 impl Qemu {
     pub fn number(&self, key: &str) -> u64 {
-        self.json.get(key).and_then(serde_json::Value::as_u64).unwrap_or(0)
+        self.json
+            .get(key)
+            .and_then(serde_json::Value::as_u64)
+            .unwrap_or(0)
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use diskfuse_block::drivers::{Discard, FileConfig, open_file};
 use diskfuse_block::{Node, Result, io};
-use diskfuse_qcow2::{Children, Qcow2Config, Qcow2Node};
+use diskfuse_qcow2::node::{Children, Qcow2Config, Qcow2Node};
 use diskfuse_ring::{Buf, Choice, Config, IoThread, Polling, Reply, Ring};
 
 use super::image::Layer;

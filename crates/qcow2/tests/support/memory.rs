@@ -82,7 +82,7 @@ impl Node for Memory {
     fn read(&self, offset: u64, mut buf: Buf) -> LocalFuture<'_, (Result<()>, Buf)> {
         let len = buf.len() as u64;
         let result = self.with(offset, len, |bytes| {
-            buf.as_mut_slice().copy_from_slice(bytes)
+            buf.as_mut_slice().copy_from_slice(bytes);
         });
         Box::pin(ready((result, buf)))
     }

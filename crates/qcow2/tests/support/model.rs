@@ -196,7 +196,7 @@ impl Model {
         let shown = |sector: &u64| sector * SECTOR < size;
         for sector in self.interesting().into_iter().filter(shown) {
             let len = SECTOR.min(size - sector * SECTOR);
-            self.check(sector * SECTOR, &read_at(&file, sector * SECTOR, len), &[])?;
+            self.check(sector * SECTOR, &read_at(file, sector * SECTOR, len), &[])?;
         }
         Ok(())
     }

@@ -111,7 +111,7 @@ fn field(rng: &mut Rng, atlas: &Atlas, bytes: &mut [u8], at: u64, width: usize) 
         4 => now.wrapping_add(1),
         5 => now.wrapping_sub(1),
         6 => now ^ flags,
-        7 => end / atlas.cluster * atlas.cluster | flags,
+        7 => (end / atlas.cluster * atlas.cluster) | flags,
         8 => end + atlas.cluster,
         9 => now.wrapping_add(rng.pick(&[512, atlas.cluster, atlas.cluster / 2])),
         10 => now.wrapping_sub(atlas.cluster),
