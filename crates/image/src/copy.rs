@@ -386,6 +386,6 @@ mod tests {
         assert_eq!(run(&bytes, 0, 4096, 0), (4096, false));
         // The disk's units begin elsewhere than the bytes do.
         assert_eq!(run(&bytes, 0, 1024, 512), (512, true));
-        assert_eq!(run(&bytes, 512, 1024, 512), (512 + 1024, false));
+        assert_eq!(run(&bytes, 512, 1024, 512), (5 * 512, false));
     }
 }

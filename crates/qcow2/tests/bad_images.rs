@@ -7,7 +7,7 @@ mod support;
 
 use std::sync::Arc;
 
-use diskfuse_block::{Kind, Resize};
+use diskfuse_block::{Kind, Node, Resize};
 use diskfuse_qcow2::node::{Qcow2Config, Qcow2Node};
 use diskfuse_ring::Choice;
 use support::atlas::{self, Atlas, be32, be64, put};

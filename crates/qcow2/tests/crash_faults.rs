@@ -15,7 +15,7 @@ use common::log::Op;
 use common::rng::Rng;
 use common::run::{Stage, on_ring};
 use common::states;
-use diskfuse_block::{Error, Kind, Result};
+use diskfuse_block::{Error, Kind, Node, Result};
 use diskfuse_qcow2::node::Qcow2Node;
 use diskfuse_ring::spawn;
 

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use diskfuse_block::Node;
 use diskfuse_qcow2::node::Qcow2Config;
 use support::engine::{self, Below};
-use support::image::{Image, SECTOR, Wanted};
+use support::image::{Image, SECTOR, Snapshot, Wanted};
 use support::model::read_at;
 use support::rng::Rng;
 use support::tools::MapEntry;
@@ -62,14 +62,14 @@ fn case(seed: u64, wanted: Wanted) {
         let node = engine::open(&image.layers, &config, below).await;
         let node = node.map_err(|e| format!("open: {e}"))?;
         let disk: Arc<dyn Node> = node.clone();
-        same_contents(&mut rng, &disk, &image.raw(), &map).await?;
+        same_contents(&mut rng, &disk, image.top().size, &image.raw(), &map).await?;
         same_map(&mut rng, &image, &*disk, &map).await?;
         node.close().await.map_err(|e| format!("close: {e}"))
     });
     if let Err(wrong) = result {
         panic!("{wrong}\n{config:?} {below:?}\n{}", image.story());
     }
-    for name in &image.snapshots {
+    for Snapshot { name, size } in &image.snapshots {
         let raw = image.file("snapshot.raw");
         tools::convert(image.path(), &raw, Some(name));
         let config = Qcow2Config {
@@ -80,7 +80,7 @@ fn case(seed: u64, wanted: Wanted) {
             let node = engine::open(&image.layers, &config, below).await;
             let disk: Arc<dyn Node> = node.map_err(|e| format!("open: {e}"))?;
             let all = everything(&raw);
-            same_contents(&mut rng, &disk, &raw, &all).await
+            same_contents(&mut rng, &disk, *size, &raw, &all).await
         });
         if let Err(wrong) = result {
             panic!("snapshot {name}: {wrong}\n{}", image.story());
@@ -106,17 +106,19 @@ fn everything(raw: &Path) -> Vec<MapEntry> {
     data.into_iter().map(entry).collect()
 }
 
-/// Reads in pieces of all sizes, four at a time, of which many begin and end within sectors.
+/// Reads in pieces of all sizes, four at a time, of which many begin and end within sectors. The disk must have `size`
+/// bytes; `raw` may be longer or shorter, as QEMU gives snapshots the size that the disk has now.
 async fn same_contents(
     rng: &mut Rng,
     disk: &Arc<dyn Node>,
+    size: u64,
     raw: &Path,
     map: &[MapEntry],
 ) -> Result<(), String> {
-    let size = std::fs::metadata(raw).unwrap().len();
     if disk.size() != size {
         return Err(format!("{} bytes instead of {size}", disk.size()));
     }
+    let size = size.min(std::fs::metadata(raw).unwrap().len());
     let mut pieces = Vec::new();
     let whole = size <= WANTED.most;
     let data = map.iter().filter(|e| e.data).map(|e| (e.start, e.length));
@@ -127,9 +129,10 @@ async fn same_contents(
     };
     for (start, len) in spans {
         let mut at = start;
-        while at < start + len {
+        let end = (start + len).min(size);
+        while at < end {
             let unit = if rng.chance(30) { 1 } else { SECTOR };
-            let piece = rng.length(unit, 512 << 10).min(start + len - at);
+            let piece = rng.length(unit, 512 << 10).min(end - at);
             pieces.push((at, piece));
             at += piece;
         }

@@ -13,7 +13,7 @@ use diskfuse_block::drivers::DetectZeroes;
 use diskfuse_qcow2::node::{OverlapCheck, Qcow2Config, Qcow2Node};
 use diskfuse_ring::IoThread;
 use support::engine::{self, Below, wait};
-use support::image::{Image, Wanted};
+use support::image::{Image, Snapshot, Wanted};
 use support::model::Model;
 use support::rng::Rng;
 use support::session::{Load, Session};
@@ -155,7 +155,8 @@ fn one_session(
 
 /// What QEMU reads of each snapshot, as models: those of one that was smaller or larger then show the size of now.
 fn snapshots(image: &Image) -> Vec<Model> {
-    let read = |name: &String| {
+    let read = |snapshot: &Snapshot| {
+        let name = &snapshot.name;
         let raw = image.file(&format!("{name}.before"));
         tools::convert(image.path(), &raw, Some(name));
         Model::of(&raw)
@@ -165,7 +166,7 @@ fn snapshots(image: &Image) -> Vec<Model> {
 
 /// Each snapshot must be what it was, as far as QEMU shows it.
 fn same_snapshots(image: &Image, before: &mut [Model]) {
-    for (name, model) in image.snapshots.iter().zip(before) {
+    for (Snapshot { name, .. }, model) in image.snapshots.iter().zip(before) {
         let raw = image.file(&format!("{name}.after"));
         tools::convert(image.path(), &raw, Some(name));
         if let Err(wrong) = model.check_shown(&raw) {

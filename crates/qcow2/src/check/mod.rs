@@ -25,7 +25,7 @@ use std::collections::BTreeSet;
 use diskfuse_block::{Error, Kind, Node, Result};
 
 use crate::format::features;
-use crate::snapshots::{SnapshotInfo, mend_table, read_table};
+use crate::snapshots::{mend_table, read_table};
 
 use compare::{Adjust, Compared};
 use copied::{Copied, Flags};
@@ -36,6 +36,7 @@ use references::{L1, Walk};
 
 pub(crate) use bitmaps::{are_there as are_bitmaps_there, outdate};
 pub use findings::CheckResult;
+pub(crate) use references::fault_of;
 
 /// What to repair.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -145,11 +146,6 @@ pub(crate) async fn tree(image: &Image<'_>, l1_offset: u64, l1_entries: u64) -> 
         tables: walk.tables.into_keys().collect(),
         found: walk.found,
     })
-}
-
-/// Whether a snapshot's L1 table can be where the snapshot table says.
-pub(crate) fn can_be(image: &Image<'_>, snapshot: &SnapshotInfo) -> bool {
-    references::fault_of(image, snapshot).is_none()
 }
 
 /// Progress of one walk.

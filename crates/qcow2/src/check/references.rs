@@ -2,6 +2,7 @@
 //! never follow a reference twice, nor read more than the file has.
 
 use std::collections::{BTreeMap, HashSet};
+use std::ops::Range;
 
 use diskfuse_block::{Kind, Result};
 
@@ -54,6 +55,8 @@ pub(super) struct Walk<'i, 'a> {
 pub(super) struct Table {
     /// L1 entries, of all L1 tables.
     pub(super) references: u64,
+    /// Those of the active one.
+    pub(super) active_references: u64,
     /// The first entry of the active L1 table that does.
     pub(super) active: Option<u64>,
 }
@@ -139,13 +142,25 @@ impl<'i, 'a> Walk<'i, 'a> {
 
     /// Something refers to a cluster that belongs to a structure.
     pub(super) fn overlap(&mut self, cluster: u64, what: &str) {
+        let at = cluster << self.image.geometry.cluster_bits();
+        let text = || format!("{what} lies in the cluster at {at}, where another structure is");
+        let is_first = self.overlaps.insert(cluster);
         if self.is_refcounts(cluster) {
             self.rebuild = true;
+            // A refcount block that is no use is one more thing that is wrong (QEMU counts it so).
+            if is_first && !self.refcount_table().contains(&cluster) {
+                self.found.corruption(text);
+                return;
+            }
         }
-        let at = cluster << self.image.geometry.cluster_bits();
-        self.overlaps.insert(cluster);
-        self.found
-            .say(|| format!("{what} lies in the cluster at {at}, where another structure is"));
+        self.found.say(text);
+    }
+
+    /// The clusters of the refcount table, as the header has them.
+    fn refcount_table(&self) -> Range<u64> {
+        let header = &self.image.header;
+        let first = header.geometry.cluster_of(header.refcount_table_offset);
+        first..first + u64::from(header.refcount_table_clusters)
     }
 
     /// Whether the refcount table or a refcount block is in it.
@@ -346,6 +361,7 @@ impl<'i, 'a> Walk<'i, 'a> {
         let entry = self.tables.entry(table).or_default();
         entry.references += 1;
         if l1.active {
+            entry.active_references += 1;
             entry.active.get_or_insert(index);
         }
         right
@@ -363,7 +379,7 @@ impl<'i, 'a> Walk<'i, 'a> {
 }
 
 /// Why a snapshot's L1 table cannot be where the snapshot table says; `None` if it can.
-pub(super) fn fault_of(image: &Image<'_>, snapshot: &SnapshotInfo) -> Option<&'static str> {
+pub(crate) fn fault_of(image: &Image<'_>, snapshot: &SnapshotInfo) -> Option<&'static str> {
     let (offset, len) = (snapshot.l1_offset, u64::from(snapshot.l1_entries) * 8);
     if image.geometry.offset_in_cluster(offset) != 0 {
         Some("is not aligned")
@@ -385,9 +401,11 @@ pub(super) fn snapshot_tables(
     let mut tables = Vec::new();
     for snapshot in snapshots {
         let (offset, entries) = (snapshot.l1_offset, u64::from(snapshot.l1_entries));
-        let name = format!("the L1 table of snapshot '{}'", snapshot.name);
+        let name = format!("the L1 table of snapshot '{}'", snapshot.label());
         if image.header.version >= 3 && snapshot.is_incomplete() {
-            found.corruption(|| format!("The entry of snapshot '{}' is incomplete", snapshot.name));
+            found.corruption(|| {
+                format!("The entry of snapshot '{}' is incomplete", snapshot.label())
+            });
         }
         if let Some(fault) = fault_of(image, snapshot) {
             found.corruption(|| format!("At {offset}, {entries} entries: {name} {fault}"));

@@ -90,9 +90,9 @@ impl Walk<'_, '_> {
                 let right = self.on_metadata(&mut looking, index, found, host >> bits);
                 put(entry, found, right);
             } else if active {
-                self.found.allocated_clusters += 1;
+                self.found.allocated_clusters += table.active_references;
                 let behind = looking.next.is_none_or(|next| next == host);
-                self.found.fragmented_clusters += u64::from(!behind);
+                self.found.fragmented_clusters += u64::from(!behind) * table.active_references;
                 looking.next = Some(host + size);
             }
         }
@@ -165,14 +165,15 @@ impl Walk<'_, '_> {
     }
 
     fn count_allocated(&mut self, looking: &mut Looking, host: u64, is_compressed: bool) {
-        self.found.allocated_clusters += 1;
+        let times = looking.table.active_references;
+        self.found.allocated_clusters += times;
         if is_compressed {
-            self.found.compressed_clusters += 1;
-            self.found.fragmented_clusters += 1;
+            self.found.compressed_clusters += times;
+            self.found.fragmented_clusters += times;
             return;
         }
         let behind = looking.next.is_none_or(|next| next == host);
-        self.found.fragmented_clusters += u64::from(!behind);
+        self.found.fragmented_clusters += u64::from(!behind) * times;
         looking.next = host.checked_add(looking.judge.geometry.cluster_size());
     }
 

@@ -5,7 +5,7 @@ use diskfuse_block::{Error, Kind, Node, Result, io};
 use diskfuse_ring::Buf;
 
 use super::extensions::{BitmapsExtension, Extension, FeatureName, Parsed};
-use super::{Geometry, features};
+use super::{Geometry, OFFSET_MASK, features};
 
 /// Bytes of the header in version 2, and the least in version 3.
 const V2_LENGTH: usize = 72;
@@ -278,11 +278,9 @@ impl Header {
             ),
         ];
         for (what, offset, is_used) in places {
-            if is_used
-                && (geometry.offset_in_cluster(offset) != 0 || i64::try_from(offset).is_err())
-            {
+            if is_used && (geometry.offset_in_cluster(offset) != 0 || offset > OFFSET_MASK) {
                 return Err(corrupt(format!(
-                    "the {what} is said to be at offset {offset:#x}, which does not begin a cluster"
+                    "the {what} is said to be at offset {offset:#x}, where no cluster of a file begins"
                 )));
             }
         }
@@ -416,14 +414,14 @@ fn backing_name(bytes: &[u8], offset: u64, len: usize) -> Result<Option<String>>
     }
     if len > MAX_BACKING_NAME {
         return Err(corrupt(format!(
-            "the backing file's name has {len} bytes; 1023 are the most"
+            "the header says that the backing file's name has {len} bytes; 1023 are the most"
         )));
     }
     let start = usize::try_from(offset).map_err(|_| truncated())?;
     let end = start.checked_add(len).ok_or_else(truncated)?;
-    let name = bytes
-        .get(start..end)
-        .ok_or_else(|| corrupt("the backing file's name is not within the first cluster"))?;
+    let name = bytes.get(start..end).ok_or_else(|| {
+        corrupt("the backing file's name is not within the cluster of the header")
+    })?;
     let name = std::str::from_utf8(name);
     let name = name.map_err(|_| corrupt("the backing file's name is not UTF-8"))?;
     Ok(Some(name.to_owned()))

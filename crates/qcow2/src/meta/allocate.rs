@@ -122,8 +122,12 @@ impl Meta {
 
     async fn find(&self, want: u64, exact: bool) -> Result<Run> {
         let mut waited_for_frees = false;
+        let mut from = 0;
         loop {
-            match self.refcounts.find(want, exact, self.file_clusters()) {
+            let found = self
+                .refcounts
+                .find(want, exact, self.file_clusters(), &mut from);
+            match found {
                 Find::Found(run) => return self.unless_metadata(run).await,
                 Find::Load(index) => self.load_block(index).await?,
                 Find::Make(cluster) => self.make_block(cluster).await?,
@@ -343,7 +347,10 @@ impl Meta {
                     end = used;
                     break;
                 }
-                Err(index) => self.load_block(index).await?,
+                Err((from, index)) => {
+                    end = from;
+                    self.load_block(index).await?;
+                }
             }
         }
         let needed = end << self.geometry.cluster_bits();

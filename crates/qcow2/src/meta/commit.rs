@@ -116,10 +116,9 @@ impl Meta {
         transfer::write_all(&self.file, pieces).await
     }
 
-    /// Makes the L1 table long enough for a disk of `size` bytes, then says in the header that the disk has that size.
-    /// Both are on stable storage when it resolves. Clusters past the end must have been freed before.
+    /// Makes the L1 table long enough for a disk of `size` bytes; it is on stable storage when it resolves.
     /// [`Kind::Invalid`](diskfuse_block::Kind::Invalid) if the format has no such disk.
-    pub async fn set_size(&self, size: u64) -> Result<()> {
+    pub async fn make_room_for(&self, size: u64) -> Result<()> {
         self.check_writable()?;
         let needed = self.geometry.l1_entries_for(size);
         if needed > super::l1::MAX_ENTRIES as u64 {
@@ -135,6 +134,13 @@ impl Meta {
         if needed > self.l1.len() as u64 {
             self.grow_l1(needed as usize).await?;
         }
+        Ok(())
+    }
+
+    /// Says in the header that the disk has `size` bytes, which the L1 table is long enough for; that is on stable
+    /// storage when it resolves. The tables may name clusters past the end.
+    pub async fn set_size(&self, size: u64) -> Result<()> {
+        self.check_writable()?;
         let change = |fields: &mut super::superblock::Fields<'_>| fields.set64(field::SIZE, size);
         self.superblock.update(&*self.file, change).await?;
         self.size.store(size, Ordering::SeqCst);

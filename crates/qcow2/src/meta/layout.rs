@@ -20,6 +20,13 @@ pub(super) struct Overlap {
     pub(super) holds: &'static str,
 }
 
+impl Overlap {
+    /// What was there first is an L2 table of the disk.
+    pub(super) fn is_active_l2(&self) -> bool {
+        self.holds == name(OverlapCheck::ACTIVE_L2)
+    }
+}
+
 impl Layout {
     pub(super) fn new(checked: OverlapCheck) -> Self {
         Self {

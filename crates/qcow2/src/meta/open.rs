@@ -18,9 +18,12 @@ use super::superblock::Superblock;
 use super::{Meta, transfer};
 use crate::format::{Encryption, Geometry, Header, L1Entry};
 use crate::node::{OverlapCheck, Qcow2Config};
+use crate::snapshots::{self, SnapshotInfo};
 
 /// Bytes of an L2 slice, at most: as much as a disk reads at no extra cost.
 const SLICE: u64 = 4096;
+/// Bytes of an L1 table, at most.
+const MAX_L1: u64 = super::l1::MAX_ENTRIES as u64 * 8;
 /// Bytes of L2 slices in memory unless told otherwise: enough for 256 GiB with clusters of 64 KiB.
 const DEFAULT_L2_CACHE: u64 = 32 << 20;
 /// Fewest slices: so many may be loading at once.
@@ -117,55 +120,91 @@ impl Meta {
             data_file,
         };
         if !read_only {
-            let found = meta.lay_out(header, table);
-            *meta.found_at_open.lock() = found.map(|overlap| {
+            let snapshots = match header.snapshot_count {
+                0 => Vec::new(),
+                _ => snapshots::list(&*meta.file).await?,
+            };
+            let fault = snapshots::fault_in(&*meta.file, header, &snapshots)?;
+            let found = meta.lay_out(header, table, &snapshots);
+            *meta.found_at_open.lock() = fault.or_else(|| {
+                let overlap = found?;
                 let at = overlap.cluster << geometry.cluster_bits();
-                format!(
+                Some(format!(
                     "two tables use the cluster at offset {at:#x}: one is {}",
                     overlap.holds
-                )
+                ))
             });
         }
         Ok(meta)
     }
 
     /// Notes where the metadata is; the first two pieces of it that share a cluster are told.
-    fn lay_out(&self, header: &Header, table: ActiveTable) -> Option<Overlap> {
+    fn lay_out(
+        &self,
+        header: &Header,
+        table: ActiveTable,
+        snapshots: &[SnapshotInfo],
+    ) -> Option<Overlap> {
         let geometry = self.geometry;
         let size = geometry.cluster_size();
         let mut overlap = None;
-        let mut add = |kind, offset: u64, bytes: u64| {
+        let add = |overlap: &mut Option<Overlap>, kind, offset: u64, bytes: u64| {
             if bytes > 0 {
                 let first = geometry.cluster_of(offset);
                 let end = offset.saturating_add(bytes).div_ceil(size);
                 let found = self.layout.add(kind, first, end - first);
-                overlap = overlap.or(found);
+                *overlap = overlap.or(found);
             }
         };
-        add(OverlapCheck::MAIN_HEADER, 0, size);
+        add(&mut overlap, OverlapCheck::MAIN_HEADER, 0, size);
         let l1_bytes = u64::from(table.l1_entries) * 8;
-        add(OverlapCheck::ACTIVE_L1, table.l1_offset, l1_bytes);
+        add(
+            &mut overlap,
+            OverlapCheck::ACTIVE_L1,
+            table.l1_offset,
+            l1_bytes,
+        );
         let refcounts = u64::from(header.refcount_table_clusters) * size;
         add(
+            &mut overlap,
             OverlapCheck::REFCOUNT_TABLE,
             header.refcount_table_offset,
             refcounts,
         );
         for (_, offset) in self.refcounts.blocks() {
-            add(OverlapCheck::REFCOUNT_BLOCK, offset, size);
+            add(&mut overlap, OverlapCheck::REFCOUNT_BLOCK, offset, size);
         }
         if let Some(bitmaps) = &header.bitmaps {
             let (at, bytes) = (bitmaps.directory_offset, bitmaps.directory_size);
-            add(OverlapCheck::BITMAP_DIRECTORY, at, bytes);
+            add(&mut overlap, OverlapCheck::BITMAP_DIRECTORY, at, bytes);
         }
         for (_, entry) in self.l1.tables() {
-            // A table that is shared with a snapshot is copied before it is changed.
-            if entry.copied() {
-                add(OverlapCheck::ACTIVE_L2, entry.table(), size);
-            }
+            let mut found = None;
+            add(&mut found, OverlapCheck::ACTIVE_L2, entry.table(), size);
+            // A table that several entries share is copied before it is changed.
+            let is_shared = !entry.copied() && found.is_some_and(|o| o.is_active_l2());
+            overlap = overlap.or(found.filter(|_| !is_shared));
         }
         if header.snapshot_count > 0 {
-            add(OverlapCheck::SNAPSHOT_TABLE, header.snapshots_offset, 1);
+            add(
+                &mut overlap,
+                OverlapCheck::SNAPSHOT_TABLE,
+                header.snapshots_offset,
+                1,
+            );
+        }
+        for snapshot in snapshots {
+            if overlap.is_some() {
+                // Tables that overlap may be longer, together, than anything.
+                break;
+            }
+            let bytes = (u64::from(snapshot.l1_entries) * 8).min(MAX_L1);
+            add(
+                &mut overlap,
+                OverlapCheck::INACTIVE_L1,
+                snapshot.l1_offset,
+                bytes,
+            );
         }
         overlap
     }

@@ -145,11 +145,16 @@ impl Refcounts {
     }
 
     /// Finds up to `want` free clusters in a row, exactly that many if `exact`, and takes them: their refcount is one.
-    /// The file has `file_clusters`. Runs stay within what one block counts.
-    pub(super) fn find(&self, want: u64, exact: bool, file_clusters: u64) -> Find {
+    /// The file has `file_clusters`. Runs stay within what one block counts. Looks from cluster `from` on, and moves it
+    /// behind what is known to be of no use, so that whoever asks again need not have all blocks in memory at once.
+    pub(super) fn find(&self, want: u64, exact: bool, file_clusters: u64, from: &mut u64) -> Find {
         let mut state = self.state.lock();
         let mut at = state.scan;
+        if exact {
+            at = at.max(*from);
+        }
         loop {
+            *from = at;
             let (index, first) = self.place(at);
             match state.table.get(index) {
                 None => return Find::GrowTable,
@@ -477,8 +482,8 @@ impl Refcounts {
         named.filter(|(_, offset)| *offset != 0).collect()
     }
 
-    /// The last cluster that is known to be used, plus one; `None` if a block has to be loaded first to know.
-    pub(super) fn used_end(&self, from: u64) -> std::result::Result<u64, usize> {
+    /// The last cluster that is known to be used, plus one; or how far it is known, and the block to load to know more.
+    pub(super) fn used_end(&self, from: u64) -> std::result::Result<u64, (u64, usize)> {
         let state = self.state.lock();
         let mut end = from;
         while end > 0 {
@@ -488,7 +493,7 @@ impl Refcounts {
                 continue;
             }
             let Some(block) = state.blocks.get(&index) else {
-                return Err(index);
+                return Err((end, index));
             };
             if refcount::get(&block.bytes, self.order(), place) != 0 {
                 break;

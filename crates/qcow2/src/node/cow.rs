@@ -55,7 +55,7 @@ impl Qcow2Node {
             match self.meta.lookup(guest) {
                 Lookup::Entry(entry) => return Ok(entry),
                 Lookup::Unallocated { .. } => return Ok(Entry::default()),
-                Lookup::Missing => self.meta.load(guest).await?,
+                Lookup::Missing => self.load(guest).await?,
             }
         }
     }
@@ -175,7 +175,8 @@ impl Qcow2Node {
         if self.external {
             // A cluster of a data file is where it is on the disk, as QEMU writes them.
             let host = group.guest;
-            grow(&*self.data, host + group.old.len() as u64 * size).await?;
+            let end = self.end_in_data(host + group.old.len() as u64 * size);
+            grow(&*self.data, end).await?;
             return Ok(Target {
                 host,
                 fresh: false,
@@ -198,6 +199,14 @@ impl Qcow2Node {
         })
     }
 
+    /// Where what ends at `end` in the data file ends there: one that is a raw image is no longer than the disk.
+    pub(super) fn end_in_data(&self, end: u64) -> u64 {
+        match self.raw_data {
+            true => end.min(self.meta.size()),
+            false => end,
+        }
+    }
+
     /// Writes the data, and what the clusters need around them, to the target.
     async fn write_group(
         &self,
@@ -208,6 +217,7 @@ impl Qcow2Node {
     ) -> (Result<()>, Buf) {
         let host = |guest: u64| target.host + (guest - group.guest);
         let mut whole = self.whole(group, &data);
+        whole.end = self.end_in_data(whole.end).max(data.end);
         if target.fresh && self.shows_zero(whole.start, data.start) {
             whole.start = data.start;
         }

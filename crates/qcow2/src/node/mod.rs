@@ -124,6 +124,23 @@ impl Qcow2Node {
         self.meta.prepare_to_write().await
     }
 
+    /// Brings the table of a guest offset into memory: [`Meta::load`].
+    async fn load(&self, guest: u64) -> Result<()> {
+        match self.meta.load(guest).await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.found(error).await),
+        }
+    }
+
+    /// After a lookup, before a write in place: whatever contradicts itself was found when its table was loaded, that is
+    /// before it could be looked up.
+    fn check_still_writable(&self) -> Result<()> {
+        match self.meta.is_prepared() {
+            true => Ok(()),
+            false => self.meta.check_writable(),
+        }
+    }
+
     /// What was found in the tables cannot be: the image says so from now on, if it may be written.
     async fn found(&self, error: Error) -> Error {
         match error.kind() {
@@ -206,6 +223,10 @@ impl Node for Qcow2Node {
 
     fn block_status(&self, offset: u64, len: u64) -> LocalFuture<'_, Result<BlockStatus>> {
         Box::pin(self.status(offset, len))
+    }
+
+    fn close(&self) -> LocalFuture<'_, Result<()>> {
+        Box::pin(self.close_now())
     }
 }
 

@@ -75,7 +75,7 @@ impl Qcow2Node {
 
     /// Brings everything to stable storage and leaves the image clean. Later writes are refused
     /// ([`Kind::Ended`]). After an error the image is as after a crash: consistent.
-    pub async fn close(&self) -> Result<()> {
+    pub(super) async fn close_now(&self) -> Result<()> {
         self.open_for_writing.store(false, Ordering::SeqCst);
         // Requests that change tables and were let in before.
         let _last = self.turns.turn(0, u64::MAX).await;

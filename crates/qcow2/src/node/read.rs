@@ -43,7 +43,7 @@ impl Qcow2Node {
             (outcome, buf) = self.read_runs(at, &plan.runs, buf).await;
             drop(hold);
             if outcome.is_ok() && plan.missing {
-                outcome = self.meta.load(at + plan.len).await;
+                outcome = self.load(at + plan.len).await;
             }
             if outcome.is_err() {
                 break;

@@ -1,5 +1,6 @@
 //! Changing the size of the disk. What is new reads as zeroes, whatever the backing file has there or an earlier, larger
-//! disk left; what is cut off gives its clusters back before the disk says that it is smaller.
+//! disk left: the disk says that it is larger when that is so. What is cut off gives its clusters back when the disk says
+//! that it is smaller: a crash in between leaves the disk as it was, or clusters past its end that nobody sees.
 
 use diskfuse_block::{Error, Kind, Resize, Result, SECTOR, Zeroes};
 
@@ -51,10 +52,8 @@ impl Qcow2Node {
 
     async fn shrink(&self, old: u64, size: u64) -> Result<()> {
         let end = |size| self.geometry.round_up(size).unwrap_or(u64::MAX);
-        self.change(end(size)..end(old), Becomes::Gone).await?;
-        // The tables first: clusters that are freed must not be named by a disk that still has them.
-        self.meta.commit().await?;
         self.meta.set_size(size).await?;
+        self.change(end(size)..end(old), Becomes::Gone).await?;
         if self.raw_data {
             self.data.resize(size, Resize::Exactly, false).await?;
         }
@@ -64,18 +63,16 @@ impl Qcow2Node {
     async fn grow(&self, old: u64, size: u64) -> Result<()> {
         // What the last cluster has past the end was never anybody's: the rest of a larger disk, or the backing file's.
         let last = self.geometry.round_up(old).unwrap_or(size).min(size);
-        if last > old {
-            self.write_zeroes_to(old..last).await?;
-            self.meta.commit().await?;
-        }
+        self.write_zeroes_to(old..last).await?;
+        self.meta.make_room_for(size).await?;
         if self.external {
             grow(&*self.data, size).await?;
         }
-        self.meta.set_size(size).await?;
         if size > last {
             self.zero(last, size - last, Zeroes::MayUnmap).await?;
         }
-        Ok(())
+        self.meta.commit().await?;
+        self.meta.set_size(size).await
     }
 
     /// Gives clusters to the disk from `old` on that has none there.
@@ -128,10 +125,9 @@ impl Qcow2Node {
         });
         let entries: Vec<_> = entries.collect();
         let filled = async {
-            grow(&*self.data, host + count * size).await?;
-            self.data
-                .write_zeroes(host, count * size, Zeroes::Keep)
-                .await
+            let end = self.end_in_data(host + count * size);
+            grow(&*self.data, end).await?;
+            self.data.write_zeroes(host, end - host, Zeroes::Keep).await
         };
         let linked = match filled.await {
             Ok(()) => self.meta.link(guest, &entries).await,

@@ -28,11 +28,16 @@ impl Qcow2Node {
     pub(super) fn resolve_write(&self, offset: u64, len: u64) -> Extent<'_> {
         let options = &self.options;
         let work = options.compress || options.detect_zeroes != DetectZeroes::Off;
-        if work || !self.open_for_writing.load(Ordering::Relaxed) || !self.meta.is_prepared() {
+        if work || !self.open_for_writing.load(Ordering::Relaxed) {
             return Extent::Work { len };
         }
         let hold = self.meta.enter();
-        match self.run(offset, len) {
+        let run = self.run(offset, len);
+        // After the lookup: see `check_still_writable`.
+        if !self.meta.is_prepared() {
+            return Extent::Work { len };
+        }
+        match run {
             Ok(Some(Run {
                 place: Place::Data { host, copied: true },
                 len: there,

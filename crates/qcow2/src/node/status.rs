@@ -95,7 +95,7 @@ impl Qcow2Node {
         loop {
             match self.run(offset, len) {
                 Ok(Some(run)) => return Ok(run),
-                Ok(None) => self.meta.load(offset).await?,
+                Ok(None) => self.load(offset).await?,
                 Err(error) => return Err(self.found(error).await),
             }
         }

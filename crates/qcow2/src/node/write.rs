@@ -66,6 +66,9 @@ impl Qcow2Node {
             Ok(plan) => plan,
             Err(error) => return (Err(self.found(error).await), buf),
         };
+        if let Err(error) = self.check_still_writable() {
+            return (Err(error), buf);
+        }
         if plan.len > 0 {
             let start = buf.window().start;
             buf.set_window(start..start + plan.len as usize);
@@ -76,7 +79,7 @@ impl Qcow2Node {
         // A hold must not be kept while waiting for a table or a turn.
         drop(hold);
         if plan.missing {
-            return (self.meta.load(at).await.map(|()| 0), buf);
+            return (self.load(at).await.map(|()| 0), buf);
         }
         self.store_elsewhere(at, buf, len).await
     }

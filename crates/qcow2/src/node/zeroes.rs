@@ -149,7 +149,7 @@ impl Qcow2Node {
             if !entries.is_empty() {
                 self.meta.link(at, &entries).await?;
                 let dropped = row.iter().flatten().filter_map(|c| c.dropped.as_ref());
-                self.give_up(dropped, becomes).await?;
+                self.give_up(dropped, becomes).await;
             }
             at += row.len() as u64 * size;
         }
@@ -161,16 +161,17 @@ impl Qcow2Node {
         &self,
         dropped: impl Iterator<Item = &'m Mapping> + Clone,
         becomes: Becomes,
-    ) -> Result<()> {
+    ) {
         let discard = match becomes {
             Becomes::Gone => self.options.pass_discard_other,
             _ => self.options.pass_discard_request,
         };
         self.free(dropped.clone(), discard);
         if !self.external || !discard || self.raw_data {
-            return Ok(());
+            return;
         }
-        // A place in a data file is used by this cluster only, so nobody needs to be waited for.
+        // A place in a data file is used by this cluster only. Reads that are under way, and the tables as they are on
+        // disk, may still name it: it must not read as anything but zeroes, which is more than a discard promises.
         let size = self.geometry.cluster_size();
         for mapping in dropped {
             if let Mapping::Normal { host, .. }
@@ -179,12 +180,15 @@ impl Qcow2Node {
             } = mapping
             {
                 let len = self.data.size().saturating_sub(*host).min(size);
-                if len > 0 {
-                    self.data.discard(*host, len).await?;
+                let given = match len {
+                    0 => Ok(()),
+                    len => self.data.write_zeroes(*host, len, Zeroes::MayUnmap).await,
+                };
+                if let Err(error) = given {
+                    tracing::debug!(%error, "space of the data file is not given back");
                 }
             }
         }
-        Ok(())
     }
 
     /// The data file can be read without us: what reads as zeroes here has to be zero there.
@@ -353,7 +357,7 @@ impl Qcow2Node {
             match run {
                 None => {
                     drop(hold);
-                    self.meta.load(at).await?;
+                    self.load(at).await?;
                 }
                 Some(Run {
                     place: Place::Data { host, copied: true },
@@ -361,6 +365,7 @@ impl Qcow2Node {
                 }) => {
                     let there = self.data.size().saturating_sub(host).min(len);
                     if there > 0 {
+                        self.check_still_writable()?;
                         self.data.write_zeroes(host, there, Zeroes::Keep).await?;
                     }
                     at += len;

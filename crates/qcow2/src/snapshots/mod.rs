@@ -31,6 +31,22 @@ pub async fn list(file: &dyn Node) -> Result<Vec<SnapshotInfo>> {
     Ok(table::read(&image).await?.0)
 }
 
+/// What is wrong with the first of these snapshots whose L1 table cannot be where it is said to be.
+pub(crate) fn fault_in(
+    file: &dyn Node,
+    header: &Header,
+    snapshots: &[SnapshotInfo],
+) -> Result<Option<String>> {
+    let image = Image::with_header(file, header.clone())?;
+    Ok(snapshots.iter().find_map(|snapshot| {
+        let fault = check::fault_of(&image, snapshot)?;
+        Some(format!(
+            "the L1 table of snapshot '{}' {fault}",
+            snapshot.label()
+        ))
+    }))
+}
+
 /// Takes a snapshot of the disk as it is. Names need not be unique, as with `qemu-img`; ids are given in turn.
 ///
 /// # Errors
@@ -266,7 +282,7 @@ pub(crate) async fn mend_table(image: &mut Image<'_>) -> Result<()> {
     let (before, _) = table::read(image).await?;
     let complete = image.header.version < 3 || before.iter().all(|s| !s.is_incomplete());
     let mut after = before.clone();
-    after.retain(|snapshot| check::can_be(image, snapshot));
+    after.retain(|snapshot| check::fault_of(image, snapshot).is_none());
     if complete && after.len() == before.len() {
         return Ok(());
     }
@@ -295,8 +311,8 @@ pub async fn table_of(file: &dyn Node, header: &Header, wanted: &str) -> Result<
     let snapshots = table::read(&image).await?.0;
     let snapshot =
         find_by_id(&snapshots, wanted).ok_or_else(|| not_found(&image, &snapshots, wanted))?;
-    if !check::can_be(&image, snapshot) {
-        let what = format!("snapshot '{}' has no L1 table", snapshot.name);
+    if check::fault_of(&image, snapshot).is_some() {
+        let what = format!("snapshot '{}' has no L1 table", snapshot.label());
         return Err(corrupt(&image, &what));
     }
     Ok(ActiveTable {
@@ -407,13 +423,21 @@ fn next_id(snapshots: &[SnapshotInfo]) -> String {
     ids.max().unwrap_or(0).saturating_add(1).to_string()
 }
 
+/// Snapshots that a message names at most.
+const NAMED: usize = 20;
+
 fn not_found(image: &Image<'_>, snapshots: &[SnapshotInfo], wanted: &str) -> Error {
     let name = image.name();
-    let names: Vec<String> = snapshots.iter().map(|s| format!("'{}'", s.name)).collect();
+    let names: Vec<String> = snapshots
+        .iter()
+        .take(NAMED)
+        .map(|s| format!("'{}'", s.label()))
+        .collect();
     let there = if names.is_empty() {
         "it has none".into()
     } else {
-        format!("it has {}", names.join(", "))
+        let more = if snapshots.len() > NAMED { ", …" } else { "" };
+        format!("it has {}{more}", names.join(", "))
     };
     Error::new(
         Kind::NotFound,

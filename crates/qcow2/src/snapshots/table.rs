@@ -50,6 +50,15 @@ impl SnapshotInfo {
         self.disk_size.is_none()
     }
 
+    /// The name for messages: a hostile one is as long as a message may be.
+    pub(crate) fn label(&self) -> String {
+        const LONGEST: usize = 100;
+        match self.name.char_indices().nth(LONGEST) {
+            None => self.name.clone(),
+            Some((end, _)) => format!("{}…", &self.name[..end]),
+        }
+    }
+
     /// The entry's bytes, padded to a multiple of 8.
     fn encode(&self) -> Result<Vec<u8>> {
         if !self.raw.is_empty() {

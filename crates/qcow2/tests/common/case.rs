@@ -78,7 +78,13 @@ impl Case {
         let threads = rng.pick(&[1, 1, 1, 1, 2, 3]);
         let tiny = rng.chance(40);
         let cache = |tiny_size: u64| tiny.then_some(tiny_size);
-        let snapshot = !data_file && rng.chance(25);
+        let refcount_bits = match v3 {
+            true => rng.pick(&[16, 16, 16, 8, 64, 32, 4, 2]),
+            false => 16,
+        };
+        // Compressed clusters share theirs, and a snapshot doubles all references.
+        let counts_enough = !compressed || refcount_bits > 4;
+        let snapshot = !data_file && counts_enough && rng.chance(25);
         let config = Qcow2Config {
             discard: rng.chance(75),
             discard_no_unref: rng.chance(10),
@@ -92,11 +98,7 @@ impl Case {
             seed,
             size,
             cluster_size,
-            refcount_bits: if v3 {
-                rng.pick(&[16, 16, 16, 8, 64, 32, 4, 2])
-            } else {
-                16
-            },
+            refcount_bits,
             v3,
             extended_l2,
             lazy_refcounts: v3 && rng.chance(20),

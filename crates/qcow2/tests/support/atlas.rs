@@ -89,7 +89,11 @@ impl Atlas {
         self.regions.push((kind, at..at + len));
         let Some(names) = names else { return };
         for n in 0..len / 8 {
-            let offset = be64(bytes, at + n * 8) & OFFSET;
+            let mask = match names {
+                Kind::RefcountBlock => !0x1ff,
+                _ => OFFSET,
+            };
+            let offset = be64(bytes, at + n * 8) & mask;
             if offset != 0 && offset.is_multiple_of(self.cluster) && offset < end {
                 self.regions.push((names, offset..offset + self.cluster));
             }

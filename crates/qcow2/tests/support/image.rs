@@ -52,11 +52,19 @@ pub struct Wanted {
     pub most: u64,
 }
 
+/// An internal snapshot.
+#[derive(Clone)]
+pub struct Snapshot {
+    pub name: String,
+    /// Bytes of the disk when it was taken.
+    pub size: u64,
+}
+
 /// A chain of images in a directory of its own, the base first. The directory goes with it.
 pub struct Image {
     pub dir: tempfile::TempDir,
     pub layers: Vec<Layer>,
-    pub snapshots: Vec<String>,
+    pub snapshots: Vec<Snapshot>,
     pub recipe: Vec<String>,
     noise: PathBuf,
     /// QEMU could not do what it should.
@@ -217,7 +225,8 @@ impl Image {
                 let (worked, _) = tools::try_qemu_img(&args);
                 self.recipe.push(format!("qemu-img {}", args.join(" ")));
                 self.spoiled |= !worked;
-                self.snapshots.push(name);
+                let size = self.top().size;
+                self.snapshots.push(Snapshot { name, size });
             } else if rng.chance(12) && !wanted.huge {
                 let size = disk_size(rng, wanted).min(64 * MIB).to_string();
                 let (worked, _) = tools::try_qemu_img(&[

@@ -10,11 +10,12 @@ use diskfuse_block::{
 use diskfuse_ring::Buf;
 use parking_lot::Mutex;
 
-/// Larger than this no hostile image may make it.
-const MOST: u64 = 256 << 20;
+/// It has room for so many bytes more than it has in the beginning, whatever a hostile image wants.
+const ROOM: u64 = 8 << 20;
 
 pub struct Memory {
     bytes: Mutex<Vec<u8>>,
+    most: u64,
     read_only: bool,
 }
 
@@ -22,6 +23,7 @@ impl Memory {
     pub fn new(mut bytes: Vec<u8>, read_only: bool) -> Self {
         bytes.resize(bytes.len().next_multiple_of(SECTOR as usize), 0);
         Self {
+            most: bytes.len() as u64 + ROOM,
             bytes: Mutex::new(bytes),
             read_only,
         }
@@ -111,7 +113,7 @@ impl Node for Memory {
                 Resize::Exactly => size,
                 Resize::AtLeast => size.max(bytes.len() as u64),
             };
-            if size > MOST {
+            if size > self.most {
                 return Err(Error::os(
                     "grow memory",
                     std::io::Error::from_raw_os_error(28),
