@@ -80,7 +80,9 @@ fn an_image_that_is_missing_a_folder_or_a_fifo_is_refused() {
 /// The program where everybody may start it.
 fn as_nobody(bed: &Bed, arguments: &[&str]) -> Output {
     let program = bed.path("program");
-    std::fs::copy(diskfuse(), &program).unwrap();
+    // By another process: a descriptor of ours that is open for writing would live on in what other tests start, and
+    // nobody can start a file that is.
+    Tool::new("cp").arg(diskfuse()).arg(&program).run();
     let root = bed.root().to_str().unwrap();
     let ids = [
         "--reuid",
@@ -250,9 +252,9 @@ fn options_that_make_no_sense_are_refused_with_the_nearest_that_do() {
         );
         refused(
             bed,
-            &["--format", "qcow2", "{}/i", "{}/m"],
+            &["--format", "vmdk", "{}/i", "{}/m"],
             2,
-            &["qcow2", "not built"],
+            &["vmdk", "not built"],
         );
         refused(
             bed,
@@ -296,7 +298,7 @@ fn an_image_of_another_format_is_not_shown_as_raw_by_accident() {
     on_both_loops(|bed| {
         let image = bed.path("i");
         Tool::new("qemu-img")
-            .args(["create", "-q", "-f", "qcow2"])
+            .args(["create", "-q", "-f", "vmdk"])
             .arg(&image)
             .arg("1M")
             .run();
@@ -304,7 +306,7 @@ fn an_image_of_another_format_is_not_shown_as_raw_by_accident() {
             bed,
             &["{}/i", "{}/m"],
             1,
-            &["looks like a qcow2 image", "--format raw"],
+            &["looks like a VMDK image", "--format raw"],
         );
         bed.mount(&image, &["--format", "raw"]).stop();
     });

@@ -49,7 +49,7 @@ fn a_wrong_command_line_exits_with_2() {
         (&["mount", "--threads", "10000", "i"], "1..=64"),
         (&["mount", "--growable", "i"], "--writable"),
         (
-            &["mount", "--format", "qcow2", "i"],
+            &["mount", "--format", "vmdk", "i"],
             "not built into this version",
         ),
         (&["mount", "--size", "1.5G", "i"], "whole number of bytes"),
@@ -90,14 +90,17 @@ fn an_image_that_cannot_be_had_is_named_with_the_reason() {
 #[test]
 fn an_image_of_another_format_is_not_taken_for_raw() {
     let place = Place::new();
-    std::fs::write(place.path("i.qcow2"), b"QFI\xfb\0\0\0\x03and so on").unwrap();
+    std::fs::write(place.path("i.vmdk"), b"KDMV\x01\0\0\0and so on").unwrap();
     assert_refused(
         &place,
-        &place.diskfuse(&["mount", "i.qcow2"]),
+        &place.diskfuse(&["mount", "i.vmdk"]),
         1,
-        "looks like a qcow2 image",
+        "looks like a VMDK image",
     );
-    assert_eq!(place.names(), ["i.qcow2"]);
+    // What says that it is qcow2 and is not is refused as such.
+    std::fs::write(place.path("i.qcow2"), b"QFI\xfb\0\0\0\x03and so on").unwrap();
+    assert_refused(&place, &place.diskfuse(&["mount", "i.qcow2"]), 1, "i.qcow2");
+    assert_eq!(place.names(), ["i.qcow2", "i.vmdk"]);
 }
 
 #[test]

@@ -208,6 +208,7 @@ fn the_disk_grows_beyond_its_l1_table() {
         let turns = RangeQueue::default();
         remap(&meta, &turns, 0).await;
         for size in [2 << 20, 64 << 20, 4 << 30] {
+            meta.make_room_for(size).await.unwrap();
             meta.set_size(size).await.unwrap();
             remap(&meta, &turns, size - 512).await;
         }
