@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::cli::Bench;
 use crate::contender::{Contender, Ground, Role};
 use crate::error::{At, Error, Result};
-use crate::image::Image;
+use crate::image::Images;
 use crate::line_up;
 use crate::machine::Machine;
 use crate::plan::{self, Cell, Target};
@@ -36,21 +36,20 @@ pub fn run(options: &Bench) -> Result<()> {
     let targets = targets(&cells);
     contenders.retain(|contender| targets.iter().any(|target| contender.runs(*target)));
 
-    let image = if targets.contains(&Target::Null) && targets.len() == 1 {
+    let image = if targets == [Target::Null] {
         None
     } else {
-        eprintln!("writing an image of {} MiB", options.image_size);
-        Some(Image::create(work.path(), options.image_size)?)
+        eprintln!("writing images of {} MiB", options.image_size);
+        Some(Images::create(work.path(), options.image_size, &targets)?)
     };
     let time = options.time();
     let mut session = Session {
         ground: Ground {
             work: work.path(),
-            image: "disk.raw",
             size: options.image_size << 20,
             read_zeroes: options.read_zeroes,
         },
-        image: image.as_ref(),
+        images: image.as_ref(),
         warm: time / 8,
         time,
         rounds: options.rounds(),

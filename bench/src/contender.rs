@@ -8,6 +8,7 @@ use std::rc::Rc;
 use serde::Serialize;
 
 use crate::daemon::Launch;
+use crate::image;
 use crate::plan::Target;
 use crate::qsd11::Chroot;
 
@@ -67,9 +68,7 @@ pub struct Contender {
 pub struct Ground<'a> {
     /// The work directory on the host.
     pub work: &'a Path,
-    /// Name of the image in the work directory.
-    pub image: &'a str,
-    /// Size of every export in bytes.
+    /// Size in bytes of every export whose target does not have a size of its own ([`Target::size`]).
     pub size: u64,
     /// Whether null nodes fill what is read with zeroes.
     pub read_zeroes: bool,
@@ -97,17 +96,14 @@ impl Contender {
 
     /// Whether it can run cells on `target`: a null node has no file that could be used bare.
     pub fn runs(&self, target: Target) -> bool {
-        self.role != Role::Bare || target != Target::Null
+        self.role != Role::Bare || matches!(target, Target::File | Target::Cached)
     }
 
     /// The daemon for one export of `target`, `number` making its mountpoint's name unique; nothing for the bare file.
     pub fn launch(&self, target: Target, ground: &Ground<'_>, number: u64) -> Option<Launch> {
         let (mut command, inside, outside) = self.program.open(ground.work)?;
         let name = format!("export-{number}");
-        command.args([
-            "--blockdev",
-            &node("n0", target, &inside.join(ground.image), ground),
-        ]);
+        command.args(["--blockdev", &node("n0", target, &inside, ground)]);
         let mut export = export("e0", "n0", &inside.join(&name));
         if let Program::Ours { extra, .. } = &self.program {
             let _ = write!(export, ",threads={}", self.queues);
@@ -122,7 +118,7 @@ impl Contender {
             name: self.label(),
             command,
             mountpoints: vec![outside.join(name)],
-            size: ground.size,
+            size: target.size(ground.size),
         })
     }
 
@@ -215,22 +211,29 @@ fn iothreads(command: &mut Command, count: u32) -> String {
     list
 }
 
-fn node(id: &str, target: Target, image: &Path, ground: &Ground<'_>) -> String {
-    let direct = match target {
+/// A node; `folder` is where the daemon sees the images.
+fn node(id: &str, target: Target, folder: &Path, ground: &Ground<'_>) -> String {
+    let file = |prefix: &str| {
+        let direct = if target.is_direct() { "on" } else { "off" };
+        let path = image::name(target).map(|name| comma(&folder.join(name)));
+        format!(
+            "{prefix}filename={},{prefix}cache.direct={direct},{prefix}aio=io_uring,{prefix}discard=unmap",
+            path.unwrap_or_default()
+        )
+    };
+    match target {
         Target::Null => {
             let zeroes = if ground.read_zeroes { "on" } else { "off" };
-            return format!(
+            format!(
                 "null-co,node-name={id},size={},read-zeroes={zeroes}",
                 ground.size
-            );
+            )
         }
-        Target::File => "on",
-        Target::Cached => "off",
-    };
-    format!(
-        "file,node-name={id},filename={},cache.direct={direct},aio=io_uring,discard=unmap",
-        comma(image)
-    )
+        Target::File | Target::Cached => format!("file,node-name={id},{}", file("")),
+        Target::Qcow2 | Target::Qcow2Cached | Target::Qcow2New => {
+            format!("qcow2,node-name={id},file.driver=file,{}", file("file."))
+        }
+    }
 }
 
 fn export(id: &str, node: &str, mountpoint: &Path) -> String {
@@ -252,7 +255,6 @@ mod tests {
     fn ground() -> Ground<'static> {
         Ground {
             work: Path::new("/tmp/a,b"),
-            image: "disk.raw",
             size: 1 << 30,
             read_zeroes: false,
         }
@@ -329,6 +331,18 @@ mod tests {
     }
 
     #[test]
+    fn a_qcow2_node_names_its_file_and_a_new_one_is_larger() {
+        let old = arguments(&peer(1), Target::Qcow2Cached);
+        assert_eq!(
+            old[1],
+            "qcow2,node-name=n0,file.driver=file,file.filename=/tmp/a,,b/disk.qcow2,file.cache.direct=off,\
+             file.aio=io_uring,file.discard=unmap"
+        );
+        let launch = peer(1).launch(Target::Qcow2New, &ground(), 7).unwrap();
+        assert!(launch.size > ground().size);
+    }
+
+    #[test]
     fn many_exports_share_the_iothreads() {
         let launch = peer(4).launch_many(3, &ground()).unwrap();
         assert_eq!(launch.mountpoints.len(), 3);
@@ -358,6 +372,7 @@ mod tests {
         let bare = Contender::bare();
         assert!(bare.launch(Target::File, &ground(), 0).is_none());
         assert!(bare.runs(Target::File) && bare.runs(Target::Cached) && !bare.runs(Target::Null));
+        assert!(!bare.runs(Target::Qcow2));
         assert_eq!(bare.label(), "bare");
         assert_eq!(ours(4, "").label(), "diskfuse q4");
     }

@@ -102,6 +102,9 @@ pub fn arguments(load: &Load<'_>, report: &Path) -> Vec<String> {
         ]),
         Mode::Sync => arguments.push("--ioengine=psync".to_owned()),
     }
+    if cell.fsync > 0 {
+        arguments.push(format!("--fsync={}", cell.fsync));
+    }
     match cell.pattern {
         Pattern::Seq => {
             let region = region(size, cell.jobs, cell.block_size);
@@ -267,6 +270,7 @@ mod tests {
             depth: 64,
             jobs,
             block_size: 4096,
+            fsync: 0,
         }
     }
 

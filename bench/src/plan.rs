@@ -13,6 +13,30 @@ pub enum Target {
     File,
     /// An image file that lies in the page cache.
     Cached,
+    /// A qcow2 image that has all of its disk, read and written past the page cache.
+    Qcow2,
+    /// The same in the page cache.
+    Qcow2Cached,
+    /// A large qcow2 image with nothing in it, made anew for each measurement: writes allocate.
+    Qcow2New,
+}
+
+/// How many times as large as other images a new one is, so that it does not fill up while it is measured.
+const NEW_IS_LARGER: u64 = 64;
+
+impl Target {
+    /// Bytes of the disk where other images have `size`.
+    pub fn size(self, size: u64) -> u64 {
+        match self {
+            Self::Qcow2New => size * NEW_IS_LARGER,
+            _ => size,
+        }
+    }
+
+    /// Whether the host's page cache is gone around.
+    pub fn is_direct(self) -> bool {
+        matches!(self, Self::File | Self::Qcow2 | Self::Qcow2New)
+    }
 }
 
 /// Direction of the transfers.
@@ -62,6 +86,8 @@ pub struct Cell {
     pub jobs: u32,
     /// Bytes per request.
     pub block_size: u32,
+    /// Writes of one job between two fsyncs; 0 for none.
+    pub fsync: u32,
 }
 
 impl Cell {
@@ -72,9 +98,17 @@ impl Cell {
 
     /// The part of the name that cells of one chart panel share.
     pub fn panel(&self) -> String {
-        let size = if self.in_bytes() { " 1M" } else { "" };
+        let size = match self.block_size >> 10 {
+            4 => String::new(),
+            kib if kib >= 1024 => format!(" {}M", kib >> 10),
+            kib => format!(" {kib}k"),
+        };
+        let fsync = match self.fsync {
+            0 => String::new(),
+            writes => format!(" fsync/{writes}"),
+        };
         format!(
-            "{}{size} {} j{}",
+            "{}{size} {}{fsync} j{}",
             word(self.target),
             word(self.mode),
             self.jobs
@@ -113,53 +147,77 @@ pub enum Rows {
     /// 1 MiB sequential requests, aio depth 8, from and to the page cache.
     #[value(name = "seq1m")]
     Seq1m,
+    /// 4 KiB requests on a raw and a qcow2 image that has all of its disk, past the page cache and in it.
+    #[value(name = "qcow2")]
+    Qcow2,
+    /// Random writes of 4 and 64 KiB to a qcow2 image with nothing in it, with and without an fsync every 32 writes.
+    #[value(name = "allocate")]
+    Allocate,
 }
 
 /// The axes of a row set; its cells are their product.
 struct Axes {
     targets: &'static [Target],
+    directions: &'static [Direction],
     patterns: &'static [Pattern],
     modes: &'static [(Mode, u32)],
     jobs: &'static [u32],
-    block_size: u32,
+    block_sizes: &'static [u32],
+    fsyncs: &'static [u32],
 }
 
-const DIRECTIONS: [Direction; 2] = [Direction::Read, Direction::Write];
+/// The axes that most row sets have in common.
+const PLAIN: Axes = Axes {
+    targets: &[Target::Null, Target::File],
+    directions: &[Direction::Read, Direction::Write],
+    patterns: &[Pattern::Seq, Pattern::Rand],
+    modes: &[(Mode::Aio, 64), (Mode::Sync, 1)],
+    jobs: &[1, 4],
+    block_sizes: &[4096],
+    fsyncs: &[0],
+};
 
 impl Rows {
     fn axes(self) -> Axes {
         match self {
-            Self::Small => Axes {
-                targets: &[Target::Null, Target::File],
-                patterns: &[Pattern::Seq, Pattern::Rand],
-                modes: &[(Mode::Aio, 64), (Mode::Sync, 1)],
-                jobs: &[1, 4],
-                block_size: 4096,
-            },
+            Self::Small => PLAIN,
             Self::Seq1m => Axes {
                 targets: &[Target::Cached],
                 patterns: &[Pattern::Seq],
                 modes: &[(Mode::Aio, 8)],
                 jobs: &[1],
-                block_size: 1 << 20,
+                block_sizes: &[1 << 20],
+                ..PLAIN
+            },
+            Self::Qcow2 => Axes {
+                targets: &[
+                    Target::File,
+                    Target::Qcow2,
+                    Target::Cached,
+                    Target::Qcow2Cached,
+                ],
+                ..PLAIN
+            },
+            Self::Allocate => Axes {
+                targets: &[Target::Qcow2New],
+                directions: &[Direction::Write],
+                patterns: &[Pattern::Rand],
+                modes: &[(Mode::Aio, 64)],
+                block_sizes: &[4096, 64 << 10],
+                fsyncs: &[0, 32],
+                ..PLAIN
             },
         }
     }
 
     fn cells(self) -> Vec<Cell> {
-        let Axes {
-            targets,
-            patterns,
-            modes,
-            jobs,
-            block_size,
-        } = self.axes();
+        let axes = self.axes();
         let mut cells = Vec::new();
-        for &target in targets {
-            for &(mode, depth) in modes {
-                for &jobs in jobs {
-                    for direction in DIRECTIONS {
-                        for &pattern in patterns {
+        for &block_size in axes.block_sizes {
+            for &fsync in axes.fsyncs {
+                for &(mode, depth) in axes.modes {
+                    for &jobs in axes.jobs {
+                        axes.shapes(|target, direction, pattern| {
                             cells.push(Cell {
                                 target,
                                 direction,
@@ -168,13 +226,32 @@ impl Rows {
                                 depth,
                                 jobs,
                                 block_size,
+                                fsync,
                             });
-                        }
+                        });
                     }
                 }
             }
         }
+        // Stable: the other axes stay in the order of the table.
+        cells.sort_by_key(|cell| {
+            axes.targets
+                .iter()
+                .position(|target| *target == cell.target)
+        });
         cells
+    }
+}
+
+impl Axes {
+    fn shapes(&self, mut each: impl FnMut(Target, Direction, Pattern)) {
+        for &target in self.targets {
+            for &direction in self.directions {
+                for &pattern in self.patterns {
+                    each(target, direction, pattern);
+                }
+            }
+        }
     }
 }
 
@@ -294,6 +371,19 @@ mod tests {
                 .iter()
                 .all(|cell| cell.unit() == "MiB/s" && cell.depth == 8)
         );
+    }
+
+    #[test]
+    fn rows_that_allocate_tell_sizes_and_syncs_apart() {
+        let mut names = names(&Filter {
+            rows: vec![Rows::Allocate],
+            ..Filter::default()
+        });
+        assert_eq!(names.len(), 2 * 2 * 2);
+        assert!(names.contains(&"qcow2-new 64k aio fsync/32 j4 write rand".to_owned()));
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), 8);
     }
 
     #[test]

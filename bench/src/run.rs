@@ -10,7 +10,7 @@ use crate::contender::{Contender, Ground, Role};
 use crate::daemon::{Daemon, Messages};
 use crate::error::{Error, Result};
 use crate::fio::{self, Figures, Load};
-use crate::image::Image;
+use crate::image::{self, Images};
 use crate::plan::{self, Cell, Target};
 use crate::usage::Usage;
 
@@ -138,8 +138,8 @@ impl Results {
 pub struct Session<'a> {
     /// Where the files are.
     pub ground: Ground<'a>,
-    /// The image, when a cell uses one.
-    pub image: Option<&'a Image>,
+    /// The images, when a cell uses one.
+    pub images: Option<&'a Images>,
     /// Time of the warm-up.
     pub warm: Duration,
     /// Time of one measurement.
@@ -216,13 +216,14 @@ impl Session<'_> {
     }
 
     fn measure(&mut self, cell: &Cell, contender: &Contender) -> Result<(Figures, Option<Cost>)> {
-        if let (Some(image), true) = (self.image, cell.target != Target::Null) {
-            image.settle(cell.target == Target::Cached)?;
+        if let Some(images) = self.images {
+            images.settle(cell.target)?;
         }
         self.next += 1;
         let Some(launch) = contender.launch(cell.target, &self.ground, self.next) else {
-            let file = self.ground.work.join(self.ground.image);
-            return Ok((self.load(cell, &file, cell.target == Target::File)?, None));
+            let name = image::name(cell.target).unwrap_or_default();
+            let file = self.ground.work.join(name);
+            return Ok((self.load(cell, &file, cell.target.is_direct())?, None));
         };
         let file = launch.mountpoints[0].clone();
         let (mut daemon, start) = Daemon::start(launch, Messages::Drop)?;
@@ -239,7 +240,7 @@ impl Session<'_> {
         let load = Load {
             cell,
             file,
-            size: self.ground.size,
+            size: cell.target.size(self.ground.size),
             direct,
             warm: self.warm,
             time: self.time,

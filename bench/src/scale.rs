@@ -54,7 +54,6 @@ pub fn run(options: &Exports) -> Result<()> {
     let out = line_up::out(&options.select)?;
     let ground = Ground {
         work: work.path(),
-        image: "",
         size: SIZE,
         read_zeroes: true,
     };
