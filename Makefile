@@ -13,8 +13,10 @@ build:
 run: build
 	scripts/run-demo "$${CARGO_TARGET_DIR:-target}/release/diskfuse"
 
-# The program first, so that a test that needs it finds it built.
+# The program first, so that a test that needs it finds it built. Last the models: every interleaving of the cache of
+# tables, on models of atomics and locks.
 test:
 	scripts/install-test-tools
 	$(CARGO) build --package diskfuse
 	$(CARGO) test --workspace --no-fail-fast
+	$(CARGO) test --package diskfuse-qcow2 --features loom --lib slices_model
