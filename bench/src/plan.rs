@@ -282,7 +282,13 @@ pub fn cells(filter: &Filter) -> Vec<Cell> {
     } else {
         &filter.rows
     };
-    let mut cells: Vec<Cell> = rows.iter().flat_map(|rows| rows.cells()).collect();
+    let mut cells: Vec<Cell> = Vec::new();
+    for cell in rows.iter().flat_map(|rows| rows.cells()) {
+        // Sets have cells in common.
+        if !cells.contains(&cell) {
+            cells.push(cell);
+        }
+    }
     cells.retain(|cell| {
         wanted(&filter.targets, &cell.target)
             && wanted(&filter.directions, &cell.direction)
@@ -338,6 +344,18 @@ mod tests {
             );
             assert_eq!(cell.block_size, 4096);
         }
+    }
+
+    #[test]
+    fn cells_that_sets_have_in_common_are_measured_once() {
+        let mut names = names(&Filter {
+            rows: vec![Rows::Small, Rows::Qcow2],
+            ..Filter::default()
+        });
+        assert_eq!(names.len(), 32 + 3 * 16);
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), 32 + 3 * 16);
     }
 
     #[test]
