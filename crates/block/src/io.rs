@@ -83,3 +83,33 @@ fn resolved_nothing(node: &dyn Node, at: u64) -> Error {
         format!("driver '{driver}' resolved nothing at {at}"),
     )
 }
+
+/// Whether there is nothing but zeroes in `bytes`. Looks at the ends first: most data differ there at once.
+pub fn is_zero(bytes: &[u8]) -> bool {
+    let (words, rest) = bytes.as_chunks::<64>();
+    let ends = [bytes.first(), bytes.last()];
+    ends.iter().flatten().all(|&&b| b == 0)
+        && words
+            .iter()
+            .all(|w| w.iter().fold(0, |all, b| all | b) == 0)
+        && rest.iter().all(|&b| b == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_zero;
+
+    #[test]
+    fn one_bit_anywhere_is_not_zero() {
+        for len in [1, 63, 64, 65, 4096, 4099] {
+            let mut bytes = vec![0; len];
+            assert!(is_zero(&bytes));
+            for at in [0, len / 2, len - 1] {
+                bytes[at] = 0x80;
+                assert!(!is_zero(&bytes), "{at} of {len}");
+                bytes[at] = 0;
+            }
+        }
+        assert!(is_zero(&[]));
+    }
+}

@@ -340,24 +340,13 @@ async fn zero(target: &dyn Node, start: u64, end: u64) -> Result<()> {
 fn run(bytes: &[u8], at: usize, unit: usize, start: u64) -> (usize, bool) {
     let into = usize::try_from(start % unit as u64).unwrap_or(0);
     let unit_end = |at: usize| (((into + at) / unit + 1) * unit - into).min(bytes.len());
-    let is_zero_at = |at: usize| bytes.get(at..unit_end(at)).is_some_and(is_zero);
+    let is_zero_at = |at: usize| bytes.get(at..unit_end(at)).is_some_and(io::is_zero);
     let kind = is_zero_at(at);
     let mut end = unit_end(at);
     while end < bytes.len() && is_zero_at(end) == kind {
         end = unit_end(end);
     }
     (end, kind)
-}
-
-/// Whether there is nothing but zeroes. Looks at the ends first: most data differ there at once.
-pub(crate) fn is_zero(bytes: &[u8]) -> bool {
-    let (words, rest) = bytes.as_chunks::<64>();
-    let ends = [bytes.first(), bytes.last()];
-    ends.iter().flatten().all(|&&b| b == 0)
-        && words
-            .iter()
-            .all(|w| w.iter().fold(0, |all, b| all | b) == 0)
-        && rest.iter().all(|&b| b == 0)
 }
 
 /// What the transfers of one thread share.

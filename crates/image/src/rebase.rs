@@ -11,7 +11,6 @@ use diskfuse_qcow2::node::{Layered, Qcow2Config, Qcow2Node};
 use diskfuse_ring::Buf;
 
 use crate::chain;
-use crate::copy::is_zero;
 use crate::create::open_backing;
 use crate::format::Format;
 use crate::header;
@@ -175,7 +174,7 @@ impl Compare {
             let (then, now) = (old.as_slice().get(at..end), new.get(at..end));
             if then != now {
                 let place = start + at as u64;
-                if then.is_some_and(is_zero) {
+                if then.is_some_and(io::is_zero) {
                     self.zero(place, (end - at) as u64).await?;
                 } else {
                     old.set_window(at..end);

@@ -13,7 +13,7 @@ use crate::host::{Aio, HostFile, HostKind, Options};
 use crate::lock::{ImageLock, Locking};
 use crate::node::{Access, BlockStatus, Extent, Limits, LocalFuture, Node, Resize, Zeroes};
 use crate::permissions::Permissions;
-use crate::{SECTOR, check_range};
+use crate::{SECTOR, check_range, io};
 
 /// What to do with space that is not needed any more.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -124,7 +124,7 @@ impl FileNode {
         if let Err(error) = self.check(offset, len) {
             return (Err(error), buf);
         }
-        if self.detect_zeroes == DetectZeroes::Off || !is_zero(buf.as_slice()) {
+        if self.detect_zeroes == DetectZeroes::Off || !io::is_zero(buf.as_slice()) {
             return self.host.write(offset, buf).await;
         }
         let how = match self.detect_zeroes {
@@ -139,17 +139,6 @@ impl FileNode {
         let range = offset..offset + len;
         self.host.write_zeroes(range, self.may_unmap(how)).await
     }
-}
-
-/// Whether there is nothing but zeroes. Looks at the ends first: most data differ there at once.
-fn is_zero(bytes: &[u8]) -> bool {
-    let (words, rest) = bytes.as_chunks::<64>();
-    let ends = [bytes.first(), bytes.last()];
-    ends.iter().flatten().all(|&&b| b == 0)
-        && words
-            .iter()
-            .all(|w| w.iter().fold(0, |all, b| all | b) == 0)
-        && rest.iter().all(|&b| b == 0)
 }
 
 impl Node for FileNode {
@@ -251,24 +240,5 @@ impl Node for FileNode {
         }
         *was_used = is_used;
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_zero;
-
-    #[test]
-    fn one_bit_anywhere_is_not_zero() {
-        for len in [1, 63, 64, 65, 4096, 4099] {
-            let mut bytes = vec![0; len];
-            assert!(is_zero(&bytes));
-            for at in [0, len / 2, len - 1] {
-                bytes[at] = 0x80;
-                assert!(!is_zero(&bytes), "{at} of {len}");
-                bytes[at] = 0;
-            }
-        }
-        assert!(is_zero(&[]));
     }
 }

@@ -22,7 +22,7 @@ impl Qcow2Node {
             DetectZeroes::Unmap => Some(Zeroes::MayUnmap),
         };
         match how {
-            Some(how) if is_zero(buf.as_slice()) => (self.zero(offset, len, how).await, buf),
+            Some(how) if io::is_zero(buf.as_slice()) => (self.zero(offset, len, how).await, buf),
             _ => self.store(offset, buf).await,
         }
     }
@@ -126,15 +126,4 @@ pub(super) async fn grow(node: &dyn Node, end: u64) -> Result<()> {
     }
     let end = end.checked_next_multiple_of(SECTOR).unwrap_or(end);
     node.resize(end, Resize::AtLeast, false).await
-}
-
-/// Whether there is nothing but zeroes. Looks at both ends first: most data differ there.
-fn is_zero(bytes: &[u8]) -> bool {
-    let ends = [bytes.first(), bytes.last()];
-    let (words, rest) = bytes.as_chunks::<64>();
-    ends.into_iter().flatten().all(|&byte| byte == 0)
-        && words
-            .iter()
-            .all(|word| word.iter().fold(0, |all, byte| all | byte) == 0)
-        && rest.iter().all(|&byte| byte == 0)
 }
