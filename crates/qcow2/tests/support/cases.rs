@@ -1,5 +1,7 @@
 //! Runs many random cases, on two threads, and says of each that fails how to run it again:
-//! `DISKFUSE_SEED=<seed> cargo test …`. `DISKFUSE_CASES` sets how many; without a seed the first comes from the clock.
+//! `DISKFUSE_SEED=<seed> cargo test …`. `DISKFUSE_CASES` sets how many. Without a seed the first comes from the clock, so
+//! that everybody who runs the tests looks somewhere else; in CI (`CI=true`) they are the same every time, so that what
+//! fails there is the change's doing.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,14 +20,20 @@ pub fn env_number(name: &str) -> Option<u64> {
     Some(parsed.unwrap_or_else(|_| panic!("{name}={text} is not a number")))
 }
 
-/// The seeds to run: the one that was asked for, or `count` neighbours of the clock.
+/// The first seed in CI.
+const CI_SEED: u64 = 1_000_000;
+
+/// The seeds to run: the one that was asked for, or `count` neighbours of the clock, or of [`CI_SEED`].
 pub fn seeds(count: u64) -> Vec<u64> {
     if let Some(seed) = env_number("DISKFUSE_SEED") {
         return vec![seed];
     }
     let count = env_number("DISKFUSE_CASES").unwrap_or(count);
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    let first = now.unwrap_or(Duration::ZERO).as_micros() as u64;
+    let first = match std::env::var_os("CI") {
+        Some(_) => CI_SEED,
+        None => now.unwrap_or(Duration::ZERO).as_micros() as u64,
+    };
     (first..first + count).collect()
 }
 
