@@ -248,6 +248,10 @@ pub fn data_extents(file: &File, size: u64) -> Vec<(u64, u64)> {
             break;
         };
         let start = start / SECTOR * SECTOR;
+        if start >= size {
+            // The file is longer than what is looked at.
+            break;
+        }
         let end = seek(file, SeekFrom::Hole(start)).unwrap_or(size);
         at = (start + (1 << 20))
             .min(end.next_multiple_of(SECTOR))
