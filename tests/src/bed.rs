@@ -1,7 +1,7 @@
 //! A test's bed: its folder, its event loop, the daemons that it starts, and the watchdog that ends it when it hangs.
 
 use std::cell::{Cell, RefCell};
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::Write as _;
 use std::os::unix::fs::{FileExt, PermissionsExt};
@@ -18,7 +18,7 @@ use crate::raw_io::pattern;
 use crate::tool::{Output, Tool};
 use crate::{binary, mounts, process, wait_until};
 
-/// How long a test may take on one event loop unless it says otherwise.
+/// How long a test may take on one ground unless it says otherwise.
 const LIMIT: Duration = Duration::from_secs(60);
 /// How long a test may take to fail after its mounts were taken away.
 const GRACE: Duration = Duration::from_secs(20);
@@ -42,37 +42,96 @@ impl EventLoop {
     }
 }
 
-/// Runs a test on each event loop, with a bed of its own each time. Both run even if the first fails, so that it can
-/// be told which of them does not keep the promise.
-pub fn on_both_loops(test: impl Fn(&Bed)) {
+/// How the daemon's requests come from the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// Through /dev/fuse.
+    Device,
+    /// By FUSE over io_uring.
+    Uring,
+}
+
+impl Transport {
+    /// As the command line has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Device => "device",
+            Self::Uring => "uring",
+        }
+    }
+}
+
+/// What a test's daemons stand on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ground {
+    /// What they wait for events with.
+    pub event_loop: EventLoop,
+    /// How their requests come.
+    pub transport: Transport,
+}
+
+impl Ground {
+    /// All that there are: FUSE over io_uring needs a loop that stands on io_uring.
+    const ALL: [Self; 3] = [
+        Self::new(EventLoop::Uring, Transport::Device),
+        Self::new(EventLoop::Uring, Transport::Uring),
+        Self::new(EventLoop::Epoll, Transport::Device),
+    ];
+
+    const fn new(event_loop: EventLoop, transport: Transport) -> Self {
+        Self {
+            event_loop,
+            transport,
+        }
+    }
+}
+
+impl std::fmt::Display for Ground {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (event_loop, transport) = (self.event_loop.name(), self.transport.name());
+        write!(f, "--event-loop {event_loop} --transport {transport}")
+    }
+}
+
+/// Runs a test on every ground, with a bed of its own each time. All run even if one fails, so that it can be told which
+/// of them does not keep the promise.
+pub fn everywhere(test: impl Fn(&Bed)) {
     on_each(LIMIT, test);
 }
 
-/// Like [`on_both_loops`], with another time limit for each run.
+/// Like [`everywhere`], with another time limit for each run.
 pub fn on_each(limit: Duration, test: impl Fn(&Bed)) {
-    let failed: Vec<&str> = [EventLoop::Uring, EventLoop::Epoll]
+    let broken = Ground::ALL
         .into_iter()
-        .filter(|&event_loop| !attempt(event_loop, limit, &test))
-        .map(EventLoop::name)
-        .collect();
-    assert!(
-        failed.is_empty(),
-        "broken with --event-loop {}",
-        failed.join(" and ")
-    );
+        .filter(|&ground| !attempt(ground, limit, &test));
+    let failed: Vec<String> = broken.map(|ground| ground.to_string()).collect();
+    assert!(failed.is_empty(), "broken with {}", failed.join(" and "));
+}
+
+/// Lets the kernel use FUSE over io_uring, which most have switched off.
+#[track_caller]
+pub fn enable_uring(on: bool) {
+    const PARAMETER: &str = "/sys/module/fuse/parameters/enable_uring";
+    let value = if on { "Y" } else { "N" };
+    let set = std::fs::write(PARAMETER, value);
+    set.expect("root, and a kernel with FUSE over io_uring (Linux 6.14)");
 }
 
 /// Runs a test once, for what has nothing to do with event loops: command lines that are refused.
 pub fn once(test: impl Fn(&Bed)) {
-    assert!(attempt(EventLoop::Uring, LIMIT, &test), "broken");
+    let ground = Ground::new(EventLoop::Uring, Transport::Device);
+    assert!(attempt(ground, LIMIT, &test), "broken");
 }
 
 /// True if the test passed. What it panicked with has been printed.
-fn attempt(event_loop: EventLoop, limit: Duration, test: &impl Fn(&Bed)) -> bool {
+fn attempt(ground: Ground, limit: Duration, test: &impl Fn(&Bed)) -> bool {
     // Building it takes longer than any test may.
     binary::diskfuse();
-    let bed = Bed::new(event_loop);
-    let dog = Watchdog::start(bed.root.clone(), event_loop, limit);
+    if ground.transport == Transport::Uring {
+        enable_uring(true);
+    }
+    let bed = Bed::new(ground);
+    let dog = Watchdog::start(bed.root.clone(), ground, limit);
     let passed = catch_unwind(AssertUnwindSafe(|| test(&bed))).is_ok();
     drop(bed);
     drop(dog);
@@ -87,21 +146,20 @@ struct Watchdog {
 }
 
 impl Watchdog {
-    fn start(folder: PathBuf, event_loop: EventLoop, limit: Duration) -> Self {
+    fn start(folder: PathBuf, ground: Ground, limit: Duration) -> Self {
         let (over, waits) = channel::<()>();
         let name = std::thread::current().name().unwrap_or("a test").to_owned();
         std::thread::spawn(move || {
             if waits.recv_timeout(limit) != Err(RecvTimeoutError::Timeout) {
                 return;
             }
-            let on = event_loop.name();
             tell(&format!(
-                "{name} ({on}) hangs: not done after {limit:?}; its mounts are aborted"
+                "{name} ({ground}) hangs: not done after {limit:?}; its mounts are aborted"
             ));
             mounts::sweep(&folder);
             if waits.recv_timeout(GRACE) == Err(RecvTimeoutError::Timeout) {
                 tell(&format!(
-                    "{name} ({on}) hangs for good: the test run is ended"
+                    "{name} ({ground}) hangs for good: the test run is ended"
                 ));
                 std::process::abort();
             }
@@ -117,8 +175,8 @@ fn tell(line: &str) {
 
 /// What a test lives in. Dropping it ends what the test left: daemons, mounts, files.
 pub struct Bed {
-    /// The event loop that daemons of this test run on.
-    pub event_loop: EventLoop,
+    /// What daemons of this test stand on.
+    pub ground: Ground,
     /// Free of links, as mountinfo shows it.
     root: PathBuf,
     folder: Option<TempDir>,
@@ -128,14 +186,14 @@ pub struct Bed {
 }
 
 impl Bed {
-    fn new(event_loop: EventLoop) -> Self {
+    fn new(ground: Ground) -> Self {
         let folder = tempfile::Builder::new().prefix("diskfuse-e2e-").tempdir();
         let folder = folder.expect("a temporary folder");
         // Other users take part in some tests.
         let open = std::fs::Permissions::from_mode(0o755);
         std::fs::set_permissions(folder.path(), open).expect("our own folder");
         Self {
-            event_loop,
+            ground,
             root: folder.path().canonicalize().expect("our own folder"),
             folder: Some(folder),
             strays: RefCell::default(),
@@ -212,7 +270,11 @@ impl Bed {
     /// The same on another file.
     #[track_caller]
     pub fn mount_on(&self, image: &Path, mountpoint: &Path, options: &[&str]) -> Daemon {
-        let arguments = ["mount", "-f", "--event-loop", self.event_loop.name()];
+        let mut arguments = vec!["mount", "-f", "--event-loop", self.ground.event_loop.name()];
+        // Tests that are about transports name their own.
+        if !options.contains(&"--transport") {
+            arguments.extend(["--transport", self.ground.transport.name()]);
+        }
         let tool = self
             .tool(arguments)
             .args(options)
@@ -224,13 +286,29 @@ impl Bed {
     /// `diskfuse qsd` with these arguments; `mountpoints` are usable when this returns.
     #[track_caller]
     pub fn qsd<A: AsRef<OsStr>>(&self, arguments: &[A], mountpoints: &[&Path]) -> Daemon {
+        let arguments = self.with_transport(arguments);
         let tool = self
-            .tool(["qsd", "--event-loop", self.event_loop.name()])
+            .tool(["qsd", "--event-loop", self.ground.event_loop.name()])
             .args(arguments);
         self.start(
             tool,
             mountpoints.iter().map(|&path| path.to_owned()).collect(),
         )
+    }
+
+    /// The arguments of `qsd`, with the ground's transport in each export that is not in JSON and does not name one.
+    fn with_transport<A: AsRef<OsStr>>(&self, arguments: &[A]) -> Vec<OsString> {
+        let mut is_export = false;
+        let with = arguments.iter().map(|argument| {
+            let mut argument = argument.as_ref().to_owned();
+            let text = argument.to_string_lossy();
+            let silent = !text.starts_with('{') && !text.contains("transport=");
+            if std::mem::replace(&mut is_export, text == "--export") && silent {
+                argument.push(format!(",transport={}", self.ground.transport.name()));
+            }
+            argument
+        });
+        with.collect()
     }
 
     /// Waits until what `tool` is to mount is usable.
@@ -318,7 +396,7 @@ mod tests {
             file.read_at(&mut [0; 512], 0)
                 .expect("a quarter of an hour is too long");
         };
-        assert!(!attempt(EventLoop::Uring, Duration::from_secs(1), &hang));
+        assert!(!attempt(Ground::ALL[1], Duration::from_secs(1), &hang));
         assert!(mounts::below(&root.borrow()).is_empty());
         assert!(!root.borrow().exists());
     }
@@ -331,7 +409,7 @@ mod tests {
             *seen.borrow_mut() = (bed.root().to_owned(), daemon.pid());
             panic!("as tests do");
         };
-        assert!(!attempt(EventLoop::Epoll, LIMIT, &fail));
+        assert!(!attempt(Ground::ALL[2], LIMIT, &fail));
         let (root, pid) = seen.take();
         assert!(!process::is_alive(pid));
         assert!(!root.exists() && mounts::below(&root).is_empty());

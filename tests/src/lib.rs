@@ -2,7 +2,7 @@
 //! limit each, and takes everything away again however a test ends. It must never wait without a limit, never skip a
 //! test because a tool is missing, and never touch a process or a mount that a test of this run did not make.
 //!
-//! A test is written once and runs on both event loops: see [`on_both_loops`].
+//! A test is written once and runs on every event loop and transport: see [`everywhere`].
 
 // A harness speaks by panicking: that is how a test fails.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -18,7 +18,7 @@ pub mod process;
 mod raw_io;
 mod tool;
 
-pub use bed::{Bed, EventLoop, on_both_loops, on_each, once};
+pub use bed::{Bed, EventLoop, Ground, Transport, enable_uring, everywhere, on_each, once};
 pub use binary::diskfuse;
 pub use daemon::{Daemon, Ended};
 pub use disks::{LoopDevice, SmallFs};

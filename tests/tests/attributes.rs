@@ -9,7 +9,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use diskfuse_e2e::{Bed, Daemon, Output, Tool, mounts, on_both_loops, wait_until};
+use diskfuse_e2e::{Bed, Daemon, Output, Tool, everywhere, mounts, wait_until};
 use rustix::fs::{XattrFlags, chmod, chown, setxattr, statvfs};
 use rustix::io::Errno;
 
@@ -55,7 +55,7 @@ fn as_nobody(command: &[&str], file: &Path) -> Output {
 
 #[test]
 fn stat_shows_a_file_of_the_daemons_user_that_nobody_else_may_open() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let image = bed.image("i", SIZE as usize);
         for (options, mode) in [(&[][..], 0o100_400), (&["-w"], 0o100_600)] {
             let daemon = bed.mount(&image, options);
@@ -72,7 +72,7 @@ fn stat_shows_a_file_of_the_daemons_user_that_nobody_else_may_open() {
 
 #[test]
 fn the_size_is_rounded_up_to_whole_sectors() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         for (bytes, shown) in [
             (0, 0),
             (1, 512),
@@ -89,7 +89,7 @@ fn the_size_is_rounded_up_to_whole_sectors() {
 
 #[test]
 fn blocks_are_what_the_image_takes_on_the_host() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let image = bed.patchy("i", 64 << 20, &[(1 << 20, 1 << 20), (40 << 20, 65_536)]);
         let daemon = bed.mount(&image, &["-w"]);
         assert_eq!(
@@ -113,7 +113,7 @@ fn blocks_are_what_the_image_takes_on_the_host() {
 
 #[test]
 fn mounts_have_the_promised_options() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let image = bed.image("i", SIZE as usize);
         let cases = [
             (&[][..], "ro", false),
@@ -135,7 +135,7 @@ fn mounts_have_the_promised_options() {
 
 #[test]
 fn a_read_only_export_refuses_every_change_with_erofs() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let image = bed.image("i", SIZE as usize);
         let before = std::fs::read(&image).unwrap();
         let daemon = bed.mount(&image, &[]);
@@ -154,7 +154,7 @@ fn a_read_only_export_refuses_every_change_with_erofs() {
 
 #[test]
 fn without_allow_other_no_bit_for_others_can_be_set_and_no_owner_changed() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let daemon = export(bed, ",allow-other=off");
         let path = daemon.file();
         for mode in [0o604, 0o640, 0o777, 0o610] {
@@ -172,7 +172,7 @@ fn without_allow_other_no_bit_for_others_can_be_set_and_no_owner_changed() {
 
 #[test]
 fn with_allow_other_mode_and_owner_can_be_changed() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let daemon = export(bed, ",allow-other=on");
         let path = daemon.file();
         std::fs::set_permissions(path, Permissions::from_mode(0o644)).unwrap();
@@ -189,7 +189,7 @@ fn with_allow_other_mode_and_owner_can_be_changed() {
 
 #[test]
 fn without_allow_other_others_can_neither_stat_nor_open_the_file() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let daemon = export(bed, ",allow-other=off");
         as_nobody(&["stat"], daemon.file()).refused(1, &["Permission denied"]);
         as_nobody(&["cat"], daemon.file()).refused(1, &["Permission denied"]);
@@ -199,7 +199,7 @@ fn without_allow_other_others_can_neither_stat_nor_open_the_file() {
 
 #[test]
 fn with_allow_other_the_files_mode_decides_who_reads() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         for allow_other in [",allow-other=on", ",allow-other=auto", ""] {
             let daemon = export(bed, allow_other);
             let path = daemon.file();
@@ -221,7 +221,7 @@ fn with_allow_other_the_files_mode_decides_who_reads() {
 
 #[test]
 fn extended_attributes_are_not_supported_and_times_can_be_set() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let daemon = bed.mount(&bed.image("i", SIZE as usize), &["-w"]);
         let set = setxattr(daemon.file(), "user.x", b"1", XattrFlags::empty());
         assert_eq!(set, Err(Errno::OPNOTSUPP));
@@ -233,7 +233,7 @@ fn extended_attributes_are_not_supported_and_times_can_be_set() {
 
 #[test]
 fn writing_moves_the_time_of_the_last_change() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let daemon = bed.mount(&bed.image("i", SIZE as usize), &["-w"]);
         let file = daemon.open();
         let then = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
@@ -246,7 +246,7 @@ fn writing_moves_the_time_of_the_last_change() {
 
 #[test]
 fn statfs_shows_the_size_of_the_disk() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let daemon = bed.mount(&bed.patchy("i", 8 << 20, &[(0, 1 << 20)]), &["-w"]);
         let stat = statvfs(daemon.file()).unwrap();
         assert_eq!(stat.f_blocks * stat.f_frsize, 8 << 20);

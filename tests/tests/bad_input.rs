@@ -5,14 +5,20 @@
 
 use std::os::unix::fs::PermissionsExt;
 
-use diskfuse_e2e::{Bed, Output, SmallFs, Tool, diskfuse, on_both_loops};
+use diskfuse_e2e::{Bed, Output, SmallFs, Tool, diskfuse, everywhere};
 
 const SIZE: usize = 1 << 20;
 
 /// `mount` in the background with these arguments; `{}` stands for the test's folder.
 fn mount(bed: &Bed, arguments: &[&str]) -> Output {
     let root = bed.root().to_str().unwrap();
-    let tool = bed.tool(["mount", "--event-loop", bed.event_loop.name()]);
+    let tool = bed.tool([
+        "mount",
+        "--event-loop",
+        bed.ground.event_loop.name(),
+        "--transport",
+        bed.ground.transport.name(),
+    ]);
     tool.args(
         arguments
             .iter()
@@ -41,7 +47,7 @@ fn refused(bed: &Bed, arguments: &[&str], code: i32, words: &[&str]) {
 
 #[test]
 fn an_image_that_is_missing_a_folder_or_a_fifo_is_refused() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         std::fs::create_dir(bed.path("folder")).unwrap();
         Tool::new("mkfifo").arg(bed.path("fifo")).run();
         refused(
@@ -103,7 +109,7 @@ fn as_nobody(bed: &Bed, arguments: &[&str]) -> Output {
 
 #[test]
 fn an_image_that_may_not_be_read_or_written_is_refused() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let image = bed.image("i", SIZE);
         std::fs::set_permissions(&image, std::fs::Permissions::from_mode(0o600)).unwrap();
         let path = image.display();
@@ -119,7 +125,7 @@ fn an_image_that_may_not_be_read_or_written_is_refused() {
 
 #[test]
 fn who_may_not_mount_is_told_what_to_do() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         bed.image("i", SIZE);
         std::fs::create_dir(bed.path("theirs")).unwrap();
         std::fs::set_permissions(bed.path("theirs"), std::fs::Permissions::from_mode(0o777))
@@ -140,7 +146,7 @@ fn who_may_not_mount_is_told_what_to_do() {
 
 #[test]
 fn a_writable_export_of_what_cannot_be_written_is_refused() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let small = SmallFs::new(bed, "small", 8 << 20);
         std::fs::write(small.folder().join("i"), [1; 4096]).unwrap();
         small.make_read_only();
@@ -156,7 +162,7 @@ fn a_writable_export_of_what_cannot_be_written_is_refused() {
 
 #[test]
 fn a_mountpoint_that_cannot_be_one_is_refused() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let image = bed.image("i", SIZE);
         std::fs::create_dir(bed.path("folder")).unwrap();
         refused(
@@ -214,7 +220,7 @@ fn a_mountpoint_that_cannot_be_one_is_refused() {
 
 #[test]
 fn a_file_of_somebody_beside_the_image_is_not_hidden_without_being_asked_to() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         bed.image("i", SIZE);
         std::fs::write(bed.path("i.raw"), "mine").unwrap();
         refused(bed, &["{}/i"], 1, &["'{}/i.raw' exists and is not empty"]);
@@ -224,7 +230,7 @@ fn a_file_of_somebody_beside_the_image_is_not_hidden_without_being_asked_to() {
 
 #[test]
 fn options_that_make_no_sense_are_refused_with_the_nearest_that_do() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         bed.image("i", SIZE);
         refused(
             bed,
@@ -278,7 +284,7 @@ fn options_that_make_no_sense_are_refused_with_the_nearest_that_do() {
 
 #[test]
 fn a_part_that_is_not_in_the_image_is_refused() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         bed.image("i", SIZE);
         let past = ["--offset", "2M", "{}/i", "{}/m"];
         refused(bed, &past, 1, &["offset 2097152", "past the end"]);
@@ -295,7 +301,7 @@ fn a_part_that_is_not_in_the_image_is_refused() {
 
 #[test]
 fn an_image_of_another_format_is_not_shown_as_raw_by_accident() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let image = bed.path("i");
         Tool::new("qemu-img")
             .args(["create", "-q", "-f", "vmdk"])
@@ -314,14 +320,18 @@ fn an_image_of_another_format_is_not_shown_as_raw_by_accident() {
 
 #[test]
 fn when_there_are_no_descriptors_left_the_daemon_says_so_and_undoes_everything() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         bed.image("i", SIZE);
         let limited = |limit: u32| {
             let root = bed.root().to_str().unwrap();
             let tool = Tool::new("prlimit").arg(format!("--nofile={limit}:{limit}"));
-            let tool = tool
-                .arg(diskfuse())
-                .args(["mount", "--event-loop", bed.event_loop.name()]);
+            let tool = tool.arg(diskfuse()).args([
+                "mount",
+                "--event-loop",
+                bed.ground.event_loop.name(),
+                "--transport",
+                bed.ground.transport.name(),
+            ]);
             tool.args([
                 "--threads",
                 "32",
@@ -344,7 +354,7 @@ fn when_there_are_no_descriptors_left_the_daemon_says_so_and_undoes_everything()
 
 #[test]
 fn what_has_failed_can_be_done_right_afterwards() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let image = bed.image("i", SIZE);
         refused(
             bed,

@@ -7,9 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use diskfuse_e2e::{
-    Bed, Listed, Tool, listed, mounts, on_both_loops, pattern, process, wait_until,
-};
+use diskfuse_e2e::{Bed, Listed, Tool, everywhere, listed, mounts, pattern, process, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 
 const SIZE: usize = 1 << 20;
@@ -17,7 +15,13 @@ const SOON: Duration = Duration::from_secs(5);
 
 /// Mounts in the background and returns what is listed, which must be there at once.
 fn mount(bed: &Bed, image: &Path, mountpoint: &Path, options: &[&str]) -> Listed {
-    let tool = bed.tool(["mount", "--event-loop", bed.event_loop.name()]);
+    let tool = bed.tool([
+        "mount",
+        "--event-loop",
+        bed.ground.event_loop.name(),
+        "--transport",
+        bed.ground.transport.name(),
+    ]);
     let output = tool.args(options).arg(image).arg(mountpoint).run();
     assert_eq!(
         (output.stdout.as_str(), output.stderr.as_str()),
@@ -38,7 +42,7 @@ fn gone(bed: &Bed, export: &Listed, mountpoint: &Path) {
 
 #[test]
 fn mount_returns_when_the_file_is_usable_and_a_daemon_goes_on_behind_it() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let (image, mountpoint) = (bed.image("i", SIZE), bed.path("m"));
         let export = mount(bed, &image, &mountpoint, &["-w"]);
         assert!(std::fs::read(&mountpoint).unwrap() == pattern(SIZE, 1));
@@ -52,7 +56,7 @@ fn mount_returns_when_the_file_is_usable_and_a_daemon_goes_on_behind_it() {
 
 #[test]
 fn a_mountpoint_that_was_there_stays() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let (image, mountpoint) = (bed.image("i", SIZE), bed.mountpoint("m"));
         let export = mount(bed, &image, &mountpoint, &[]);
         bed.tool(["umount"]).arg(&mountpoint).run();
@@ -63,9 +67,15 @@ fn a_mountpoint_that_was_there_stays() {
 
 #[test]
 fn without_a_mountpoint_the_file_is_beside_the_image_and_its_name_is_printed() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let image = bed.image("i", SIZE);
-        let tool = bed.tool(["mount", "--event-loop", bed.event_loop.name()]);
+        let tool = bed.tool([
+            "mount",
+            "--event-loop",
+            bed.ground.event_loop.name(),
+            "--transport",
+            bed.ground.transport.name(),
+        ]);
         let output = tool.arg(&image).run();
         let shown = bed.path("i.raw");
         assert_eq!(output.stdout, format!("{}\n", shown.display()));
@@ -80,10 +90,18 @@ fn without_a_mountpoint_the_file_is_beside_the_image_and_its_name_is_printed() {
 
 #[test]
 fn relative_paths_mean_what_they_say() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         bed.image("i", SIZE);
         let run = |arguments: &[&str]| bed.tool(arguments).current_dir(bed.root()).run();
-        run(&["mount", "--event-loop", bed.event_loop.name(), "i", "m"]);
+        run(&[
+            "mount",
+            "--event-loop",
+            bed.ground.event_loop.name(),
+            "--transport",
+            bed.ground.transport.name(),
+            "i",
+            "m",
+        ]);
         let export = listed(bed, &bed.path("m")).unwrap();
         bed.adopt(export.number("pid") as u32);
         assert_eq!(export.text("image"), bed.path("i").to_str().unwrap());
@@ -94,7 +112,7 @@ fn relative_paths_mean_what_they_say() {
 
 #[test]
 fn list_tells_what_is_shown_and_what_went_through_it() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let (image, mountpoint) = (bed.image("i", SIZE), bed.path("m"));
         let export = mount(bed, &image, &mountpoint, &["-w", "--threads", "3"]);
         assert_eq!(export.text("image"), image.to_str().unwrap());
@@ -144,7 +162,7 @@ fn list_tells_what_is_shown_and_what_went_through_it() {
 
 #[test]
 fn a_read_only_export_is_listed_as_such() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let mountpoint = bed.path("m");
         let export = mount(bed, &bed.image("i", SIZE), &mountpoint, &["--threads", "1"]);
         assert!(!export.flag("writable"));
@@ -155,7 +173,7 @@ fn a_read_only_export_is_listed_as_such() {
 
 #[test]
 fn an_image_that_is_shown_twice_is_taken_away_by_mountpoint_or_as_a_whole() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let image = bed.image("i", SIZE);
         let paths: Vec<PathBuf> = ["a", "b", "c"].map(|name| bed.path(name)).into();
         let exports: Vec<Listed> = paths
@@ -177,7 +195,7 @@ fn an_image_that_is_shown_twice_is_taken_away_by_mountpoint_or_as_a_whole() {
 
 #[test]
 fn umount_of_what_is_not_shown_says_so() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let image = bed.image("i", SIZE);
         let output = bed.tool(["umount"]).arg(&image).output();
         output.refused(
@@ -194,7 +212,7 @@ fn umount_of_what_is_not_shown_says_so() {
 
 #[test]
 fn a_daemon_in_the_background_lets_go_of_whoever_started_it() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let image = bed.image("i", SIZE);
         // `cat` ends only when nobody holds its end of the pipe any more.
         let script = r#""$0" mount --event-loop "$1" "$2" "$3" 2>&1 | cat"#;
@@ -202,7 +220,7 @@ fn a_daemon_in_the_background_lets_go_of_whoever_started_it() {
             .args(["-c", script])
             .arg(diskfuse_e2e::diskfuse());
         let tool = tool
-            .arg(bed.event_loop.name())
+            .arg(bed.ground.event_loop.name())
             .arg(&image)
             .arg(bed.path("m"));
         tool.limit(SOON).run();
@@ -219,7 +237,7 @@ fn a_daemon_in_the_background_lets_go_of_whoever_started_it() {
 
 #[test]
 fn a_daemon_in_the_background_ends_cleanly_by_sigterm() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let mountpoint = bed.path("m");
         let export = mount(bed, &bed.image("i", SIZE), &mountpoint, &["-w"]);
         let pid = Pid::from_raw(export.number("pid") as i32).unwrap();
@@ -234,7 +252,7 @@ fn a_daemon_in_the_background_ends_cleanly_by_sigterm() {
 
 #[test]
 fn a_daemon_in_the_background_tells_its_log_file_what_happened() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let (mountpoint, log) = (bed.path("m"), bed.path("log"));
         let options = ["--log", "info", "--log-file", log.to_str().unwrap()];
         let export = mount(bed, &bed.image("i", SIZE), &mountpoint, &options);
@@ -250,7 +268,7 @@ fn a_daemon_in_the_background_tells_its_log_file_what_happened() {
 
 #[test]
 fn a_file_under_a_name_with_blanks_and_letters_of_all_sorts_works() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let image = bed.image("ein Bild, groß\\=x", SIZE);
         let mountpoint = bed.path("da hin\tü");
         let export = mount(bed, &image, &mountpoint, &["-w"]);

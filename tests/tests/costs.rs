@@ -12,7 +12,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use diskfuse_e2e::{
-    Bed, Daemon, EventLoop, Fio, Tool, fio_report, on_both_loops, process, wait_until,
+    Bed, Daemon, EventLoop, Fio, Tool, everywhere, fio_report, process, wait_until,
 };
 use rustix::process::Signal;
 
@@ -88,7 +88,7 @@ fn calls_per_request(bed: &Bed, daemon: &Daemon, what: &str, work: impl FnOnce()
     let each = total as f64 / requests as f64;
     println!(
         "{what}, {}: {each:.2} system calls per request: {calls:?}",
-        bed.event_loop.name()
+        bed.ground.event_loop.name()
     );
     each
 }
@@ -101,7 +101,7 @@ fn a_request_at_depth_one_costs_two_system_calls_on_io_uring_and_fewer_at_depth(
     let _alone = ALONE
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner);
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let daemon = null(bed, 1);
         let file = daemon.file();
         reads(file, "psync", 1, 500);
@@ -114,7 +114,7 @@ fn a_request_at_depth_one_costs_two_system_calls_on_io_uring_and_fewer_at_depth(
         // The promise is io_uring's; epoll has to ask the kernel for each thing one by one.
         let promised = 2.0 + AROUND / REQUESTS as f64;
         assert!(
-            bed.event_loop == EventLoop::Epoll || single <= promised,
+            bed.ground.event_loop == EventLoop::Epoll || single <= promised,
             "{single:.3} per request at depth 1"
         );
         assert!(deep < single, "{deep:.3} at depth, {single:.3} at depth 1");
@@ -127,7 +127,7 @@ fn an_idle_daemon_with_four_queues_takes_20_mib_at_most_and_64_under_load() {
     let _alone = ALONE
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner);
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let image = bed.sparse("i", 64 << 20);
         let daemon = bed.mount(&image, &["-w", "--threads", "4"]);
         let file = daemon.open_read_only();
@@ -137,7 +137,7 @@ fn an_idle_daemon_with_four_queues_takes_20_mib_at_most_and_64_under_load() {
         let peak = process::memory(daemon.pid(), "VmHWM");
         let after = process::memory(daemon.pid(), "VmRSS");
         drop(file);
-        let name = bed.event_loop.name();
+        let name = bed.ground.event_loop.name();
         println!(
             "{name}: idle {} KiB, peak {} KiB, afterwards {} KiB",
             idle >> 10,
@@ -173,7 +173,7 @@ fn memory_stays_bounded_under_large_requests() {
     let _alone = ALONE
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner);
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let image = bed.sparse("i", 64 << 20);
         let daemon = bed.mount(&image, &["-w", "--threads", "4"]);
         for rw in ["read", "write"] {
@@ -184,7 +184,7 @@ fn memory_stays_bounded_under_large_requests() {
             load(daemon.file(), rw, "1m", 32);
         }
         let later = process::memory(daemon.pid(), "VmHWM");
-        let name = bed.event_loop.name();
+        let name = bed.ground.event_loop.name();
         println!(
             "{name}: 1 MiB at depth 32, 4 jobs: peak {} KiB, later {} KiB",
             first >> 10,
@@ -201,13 +201,13 @@ fn epoll_needs_no_io_uring_and_io_uring_no_epoll() {
     let _alone = ALONE
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner);
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let daemon = bed.mount(&bed.image("i", 1 << 20), &["--threads", "2"]);
         let (calls, ()) = count_calls(&daemon, bed, || {
             std::fs::read(daemon.file()).unwrap();
         });
         let has = |name: &str| calls.keys().any(|call| call.starts_with(name));
-        let uring = bed.event_loop == EventLoop::Uring;
+        let uring = bed.ground.event_loop == EventLoop::Uring;
         assert_eq!(
             (has("io_uring_enter"), has("epoll_")),
             (uring, !uring),

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use diskfuse_e2e::{
-    Bed, Daemon, Fio, Running, Tool, Writers, listed, mounts, on_both_loops, process, wait_until,
+    Bed, Daemon, Fio, Running, Tool, Writers, everywhere, listed, mounts, process, wait_until,
 };
 use rustix::io::Errno;
 use rustix::process::Signal;
@@ -65,7 +65,7 @@ fn umount_lazily(path: &Path) {
 
 #[test]
 fn sigterm_under_load_loses_nothing_and_leaves_nothing() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         for (signal, threads) in [(Signal::TERM, "1"), (Signal::TERM, "4"), (Signal::INT, "4")] {
             let image = image(bed);
             let mut daemon = bed.mount(&image, &["-w", "--threads", threads]);
@@ -87,7 +87,7 @@ fn sigterm_under_load_loses_nothing_and_leaves_nothing() {
 
 #[test]
 fn sigterm_ends_the_storage_daemon_under_load_within_five_seconds() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let image = image(bed);
         let daemon = qsd(bed, &image, 4);
         let (load, writers) = busy(&daemon);
@@ -103,7 +103,7 @@ fn sigterm_ends_the_storage_daemon_under_load_within_five_seconds() {
 
 #[test]
 fn sigterm_waits_for_slow_requests_in_flight() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let mountpoint = bed.mountpoint("m");
         let export = format!("fuse,id=e,node-name=n,mountpoint={}", mountpoint.display());
         let node = "null-co,node-name=n,size=1M,latency-ns=700000000";
@@ -124,7 +124,7 @@ fn sigterm_waits_for_slow_requests_in_flight() {
 
 #[test]
 fn a_mount_that_is_taken_away_ends_the_daemon_at_once() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let daemon = bed.mount(&image(bed), &["-w"]);
         Tool::new("umount").arg(daemon.file()).run();
         let ended = daemon.ends();
@@ -141,7 +141,7 @@ fn a_mount_that_is_taken_away_ends_the_daemon_at_once() {
 
 #[test]
 fn a_busy_mount_that_is_taken_away_serves_its_last_users_and_then_ends() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let image = image(bed);
         let mut daemon = bed.mount(&image, &["-w", "--threads", "4"]);
         let (load, writers) = busy(&daemon);
@@ -164,7 +164,7 @@ fn a_busy_mount_that_is_taken_away_serves_its_last_users_and_then_ends() {
 
 #[test]
 fn a_storage_daemon_whose_mount_is_taken_away_goes_on_without_spinning() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let image = image(bed);
         let mut daemon = qsd(bed, &image, 4);
         let (load, writers) = busy(&daemon);
@@ -190,7 +190,7 @@ fn a_storage_daemon_whose_mount_is_taken_away_goes_on_without_spinning() {
 
 #[test]
 fn an_aborted_connection_ends_the_daemon_and_fails_its_users() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let image = image(bed);
         let daemon = bed.mount(&image, &["-w", "--threads", "4"]);
         let (load, writers) = busy(&daemon);
@@ -214,7 +214,7 @@ fn an_aborted_connection_ends_the_daemon_and_fails_its_users() {
 
 #[test]
 fn a_storage_daemon_whose_connection_is_aborted_goes_on_without_spinning() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let image = image(bed);
         let mut daemon = qsd(bed, &image, 2);
         let (load, writers) = busy(&daemon);
@@ -254,9 +254,16 @@ fn killed(bed: &Bed) -> PathBuf {
 
 #[test]
 fn after_sigkill_under_load_the_next_mount_works_and_the_image_is_whole() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let image = killed(bed);
-        let daemon = bed.tool(["mount", "-w", "--event-loop", bed.event_loop.name()]);
+        let daemon = bed.tool([
+            "mount",
+            "-w",
+            "--event-loop",
+            bed.ground.event_loop.name(),
+            "--transport",
+            bed.ground.transport.name(),
+        ]);
         let output = daemon.arg(&image).arg(bed.path("m")).run();
         assert_eq!(output.stderr, "");
         bed.adopt(listed(bed, &bed.path("m")).unwrap().number("pid") as u32);
@@ -278,7 +285,7 @@ fn after_sigkill_under_load_the_next_mount_works_and_the_image_is_whole() {
 
 #[test]
 fn after_sigkill_umount_by_mountpoint_and_by_image_take_the_dead_mount_away() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         for by_image in [false, true] {
             let image = killed(bed);
             let what = if by_image {
@@ -297,7 +304,7 @@ fn after_sigkill_umount_by_mountpoint_and_by_image_take_the_dead_mount_away() {
 
 #[test]
 fn after_sigkill_the_storage_daemon_takes_the_dead_mount_away_too() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let image = killed(bed);
         let mountpoint = bed.path("m");
         let node = format!("file,node-name=disk,filename={}", image.display());
@@ -305,7 +312,12 @@ fn after_sigkill_the_storage_daemon_takes_the_dead_mount_away_too() {
             "fuse,id=e,node-name=disk,mountpoint={}",
             mountpoint.display()
         );
-        let tool = bed.tool(["qsd", "--daemonize", "--event-loop", bed.event_loop.name()]);
+        let tool = bed.tool([
+            "qsd",
+            "--daemonize",
+            "--event-loop",
+            bed.ground.event_loop.name(),
+        ]);
         tool.args(["--blockdev", &node, "--export", &export]).run();
         bed.adopt(listed(bed, &mountpoint).unwrap().number("pid") as u32);
         assert_eq!(
@@ -317,7 +329,7 @@ fn after_sigkill_the_storage_daemon_takes_the_dead_mount_away_too() {
 
 #[test]
 fn a_dead_mount_of_another_program_is_left_alone() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let image = image(bed);
         let mountpoint = bed.mountpoint("m");
         let node = format!("file,node-name=disk,filename={}", image.display());
@@ -344,7 +356,7 @@ fn a_dead_mount_of_another_program_is_left_alone() {
 
 #[test]
 fn a_reader_that_is_killed_while_its_read_is_blocked_dies_and_the_export_goes_on() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let mountpoint = bed.mountpoint("m");
         let path = mountpoint.display();
         let export = format!("fuse,id=e,node-name=n,mountpoint={path},threads=2");
@@ -374,7 +386,7 @@ fn a_reader_that_is_killed_while_its_read_is_blocked_dies_and_the_export_goes_on
 
 #[test]
 fn an_idle_daemon_uses_no_processor() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let daemon = bed.mount(&image(bed), &["-w", "--threads", "4"]);
         let (load, writers) = busy(&daemon);
         drop(load);

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::Error;
 use std::os::unix::fs::FileExt;
 
-use diskfuse_e2e::{Bed, LoopDevice, SmallFs, on_both_loops, pattern};
+use diskfuse_e2e::{Bed, LoopDevice, SmallFs, everywhere, pattern};
 use rustix::io::Errno;
 
 const BLOCK: usize = 256 << 10;
@@ -62,22 +62,22 @@ fn full_disk(bed: &Bed, size: u64, options: &[&str]) {
 
 #[test]
 fn a_full_file_system_is_told_to_the_writer_and_writing_goes_on_when_there_is_room() {
-    on_both_loops(|bed| full_disk(bed, 64 << 20, &["-w"]));
+    everywhere(|bed| full_disk(bed, 64 << 20, &["-w"]));
 }
 
 #[test]
 fn a_full_file_system_is_told_to_the_direct_writer_too() {
-    on_both_loops(|bed| full_disk(bed, 64 << 20, &["-w", "--cache", "direct"]));
+    everywhere(|bed| full_disk(bed, 64 << 20, &["-w", "--cache", "direct"]));
 }
 
 #[test]
 fn a_growable_disk_that_cannot_grow_any_more_is_full() {
-    on_both_loops(|bed| full_disk(bed, 0, &["-w", "--growable"]));
+    everywhere(|bed| full_disk(bed, 0, &["-w", "--growable"]));
 }
 
 #[test]
 fn an_image_that_is_truncated_under_us_gives_eio_there_and_works_elsewhere_and_again_later() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         for cache in ["page", "direct"] {
             let image = bed.image("i", 1 << 20);
             let daemon = bed.mount(&image, &["-w", "--cache", cache]);
@@ -105,7 +105,7 @@ fn an_image_that_is_truncated_under_us_gives_eio_there_and_works_elsewhere_and_a
 
 #[test]
 fn an_io_error_of_the_device_reaches_the_reader_and_the_writer_and_later_requests_work() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let disk = bed.image("disk", 8 << 20);
         let device = LoopDevice::over(&disk);
         let daemon = bed.mount(device.path(), &["-w", "--cache", "direct"]);

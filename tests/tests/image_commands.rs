@@ -7,7 +7,7 @@
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use diskfuse_e2e::{Bed, Output, Tool, on_both_loops, once, pattern};
+use diskfuse_e2e::{Bed, Output, Tool, everywhere, once, pattern};
 use serde_json::Value;
 
 const MIB: usize = 1 << 20;
@@ -203,7 +203,7 @@ fn an_image_goes_from_any_format_to_any_compressed_or_not() {
 
 #[test]
 fn snapshots_keep_the_disk_as_it_was() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         chain(bed);
         let (image, top) = (bed.path("top.qcow2"), "top.qcow2");
         ours(bed, &["snapshot", "create", top, "before"]);
@@ -282,7 +282,7 @@ fn a_damaged_image_is_told_and_repaired() {
 
 #[test]
 fn a_raw_image_that_was_not_called_raw_cannot_be_made_to_look_like_qcow2() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         ours(bed, &["create", "q.qcow2", "1M"]);
         let head = std::fs::read(bed.path("q.qcow2")).unwrap();
         let image = bed.image("i", MIB);

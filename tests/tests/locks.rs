@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use diskfuse_e2e::{Bed, Output, Running, Tool, mounts, on_both_loops, wait_until};
+use diskfuse_e2e::{Bed, Output, Running, Tool, everywhere, mounts, wait_until};
 
 const SIZE: usize = 1 << 20;
 
@@ -61,7 +61,7 @@ fn mount(bed: &Bed, image: &Path, options: &[&str]) -> Output {
         "--format",
         "raw",
         "--event-loop",
-        bed.event_loop.name(),
+        bed.ground.event_loop.name(),
     ]);
     tool.args(options)
         .arg(image)
@@ -79,7 +79,7 @@ fn assert_refused(bed: &Bed, output: &Output, image: &Path, lock: &str) {
 
 #[test]
 fn qemu_refuses_what_we_hold_for_writing() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let image = qcow2(bed);
         let daemon = bed.mount(&image, &["-w", "--format", "raw"]);
         let hint = format!("Is another process using the image [{}]?", image.display());
@@ -110,7 +110,7 @@ fn qemu_refuses_what_we_hold_for_writing() {
 
 #[test]
 fn qemu_may_read_but_not_write_what_we_hold_for_reading() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let image = qcow2(bed);
         let daemon = bed.mount(&image, &["--format", "raw"]);
         for format in ["raw", "qcow2"] {
@@ -124,7 +124,7 @@ fn qemu_may_read_but_not_write_what_we_hold_for_reading() {
 
 #[test]
 fn we_refuse_what_qemu_holds_for_writing() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let image = qcow2(bed);
         let qemu = held_by_qemu(bed, "qcow2", &image, "on");
         let writable = mount(bed, &image, &["-w"]);
@@ -143,7 +143,7 @@ fn we_refuse_what_qemu_holds_for_writing() {
 
 #[test]
 fn we_refuse_a_raw_image_that_qemu_writes_even_where_qemu_would_share_it() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let image = bed.image("i", SIZE);
         let qemu = held_by_qemu(bed, "raw", &image, "on");
         for options in [&["-w"][..], &[]] {
@@ -156,7 +156,7 @@ fn we_refuse_a_raw_image_that_qemu_writes_even_where_qemu_would_share_it() {
 
 #[test]
 fn we_read_but_do_not_write_what_qemu_holds_for_reading() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let image = qcow2(bed);
         let qemu = held_by_qemu(bed, "qcow2", &image, "off");
         let writable = mount(bed, &image, &["-w"]);
@@ -168,7 +168,7 @@ fn we_read_but_do_not_write_what_qemu_holds_for_reading() {
 
 #[test]
 fn two_of_ours_keep_each_other_out_as_qemu_would() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let image = bed.image("i", SIZE);
         let writer = bed.mount(&image, &["-w"]);
         let second = mount(bed, &image, &["-w"]);
@@ -187,7 +187,7 @@ fn two_of_ours_keep_each_other_out_as_qemu_would() {
 
 #[test]
 fn an_image_under_its_own_export_is_still_locked() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let image = bed.image("i", SIZE);
         let link = bed.path("link");
         std::fs::hard_link(&image, &link).unwrap();
@@ -200,7 +200,7 @@ fn an_image_under_its_own_export_is_still_locked() {
 
 #[test]
 fn locking_can_be_turned_off() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let image = bed.image("i", SIZE);
         let mountpoint = bed.mountpoint("m");
         let node = format!(

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use diskfuse_e2e::{Bed, SmallFs, Tool, on_both_loops, pattern};
+use diskfuse_e2e::{Bed, SmallFs, Tool, everywhere, pattern};
 use rustix::io::Errno;
 
 const BLOCK: usize = 192 << 10;
@@ -107,15 +107,15 @@ fn full_disk(bed: &Bed, create: &[&str], options: &[&str]) {
 
 #[test]
 fn a_full_file_system_is_told_to_the_writer_and_writing_goes_on_when_there_is_room() {
-    on_both_loops(|bed| full_disk(bed, &[], &[]));
+    everywhere(|bed| full_disk(bed, &[], &[]));
 }
 
 #[test]
 fn a_full_file_system_is_told_around_the_page_cache_too() {
-    on_both_loops(|bed| full_disk(bed, &[], &["--cache", "direct"]));
+    everywhere(|bed| full_disk(bed, &[], &["--cache", "direct"]));
 }
 
 #[test]
 fn small_clusters_need_room_for_their_tables_too() {
-    on_both_loops(|bed| full_disk(bed, &["-o", "cluster_size=512"], &[]));
+    everywhere(|bed| full_disk(bed, &["-o", "cluster_size=512"], &[]));
 }

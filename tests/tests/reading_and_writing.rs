@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use diskfuse_e2e::{
-    Aligned, Bed, Daemon, Fio, Tool, await_listed, mounts, on_both_loops, pattern, wait_until,
+    Aligned, Bed, Daemon, Fio, Tool, await_listed, everywhere, mounts, pattern, wait_until,
 };
 use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
@@ -29,7 +29,7 @@ fn errno(error: &Error) -> Errno {
 
 #[test]
 fn the_export_is_the_image_byte_for_byte() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         // More than one request, and not a whole number of them.
         let image = bed.image("i", 5 * SIZE + 512 * 7);
         for options in [&["--cache", "page"], &["--cache", "direct"]] {
@@ -53,7 +53,7 @@ fn the_export_is_the_image_byte_for_byte() {
 
 #[test]
 fn what_is_written_is_in_the_image_and_nothing_else_changes() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         for options in [&["-w", "--cache", "page"], &["-w", "--cache", "direct"]] {
             let image = bed.image("i", SIZE);
             let mut expected = read_all(&image);
@@ -85,7 +85,7 @@ fn what_is_written_is_in_the_image_and_nothing_else_changes() {
 
 #[test]
 fn reads_are_short_over_the_end_and_empty_past_it() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let daemon = bed.mount(&bed.image("i", SIZE), &[]);
         let file = daemon.open_read_only();
         let mut bytes = [0; 100];
@@ -99,7 +99,7 @@ fn reads_are_short_over_the_end_and_empty_past_it() {
 
 #[test]
 fn writes_to_a_disk_of_fixed_size_are_short_over_the_end_and_meet_enospc_past_it() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let image = bed.image("i", SIZE);
         let daemon = bed.mount(&image, &["-w"]);
         let file = daemon.open();
@@ -120,7 +120,7 @@ fn writes_to_a_disk_of_fixed_size_are_short_over_the_end_and_meet_enospc_past_it
 
 #[test]
 fn a_growable_disk_grows_and_the_gap_reads_as_zeroes() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let image = bed.image("i", SIZE);
         let daemon = bed.mount(&image, &["-w", "--growable"]);
         let file = daemon.open();
@@ -151,7 +151,7 @@ fn a_growable_disk_grows_and_the_gap_reads_as_zeroes() {
 
 #[test]
 fn an_empty_disk_is_served_and_a_growable_one_can_be_filled() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let image = bed.image("i", 0);
         let daemon = bed.mount(&image, &["-w"]);
         assert_eq!(daemon.file().metadata().unwrap().len(), 0);
@@ -169,7 +169,7 @@ fn an_empty_disk_is_served_and_a_growable_one_can_be_filled() {
 
 #[test]
 fn the_last_partial_sector_is_readable_and_the_rest_of_it_reads_as_zeroes() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let image = bed.image("i", 5000);
         for options in [&["--cache", "page"], &["--cache", "direct"]] {
             let daemon = bed.mount(&image, options);
@@ -189,7 +189,7 @@ fn the_last_partial_sector_is_readable_and_the_rest_of_it_reads_as_zeroes() {
 
 #[test]
 fn opening_with_o_trunc_empties_only_a_growable_disk() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let image = bed.image("i", SIZE);
         let daemon = bed.mount(&image, &["-w"]);
         let new = pattern(SIZE, 9);
@@ -209,7 +209,7 @@ fn opening_with_o_trunc_empties_only_a_growable_disk() {
 
 #[test]
 fn a_part_of_an_image_is_shown_and_nothing_outside_of_it_is_touched() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let image = bed.image("i", SIZE);
         let daemon = bed.mount(&image, &["-w", "--offset", "64k", "--size", "128k"]);
         assert!(read_all(daemon.file()) == pattern(SIZE, 1)[65_536..][..131_072]);
@@ -226,7 +226,7 @@ fn a_part_of_an_image_is_shown_and_nothing_outside_of_it_is_touched() {
 
 #[test]
 fn direct_io_works_on_the_export() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         for cache in ["page", "direct"] {
             let image = bed.image("i", SIZE);
             let daemon = bed.mount(&image, &["-w", "--cache", cache]);
@@ -252,7 +252,7 @@ fn direct_io_works_on_the_export() {
 
 #[test]
 fn what_is_written_through_a_shared_map_is_in_the_image_after_msync() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let image = bed.image("i", SIZE);
         let daemon = bed.mount(&image, &["-w"]);
         let options = [
@@ -278,7 +278,7 @@ fn what_is_written_through_a_shared_map_is_in_the_image_after_msync() {
 
 #[test]
 fn flock_keeps_a_second_opener_out() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let daemon = bed.mount(&bed.image("i", SIZE), &["-w"]);
         let (first, second) = (daemon.open(), daemon.open());
         flock(&first, FlockOperation::NonBlockingLockExclusive).unwrap();
@@ -291,7 +291,7 @@ fn flock_keeps_a_second_opener_out() {
 
 #[test]
 fn close_fsync_and_fdatasync_flush_the_disk() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let daemon = bed.mount(&bed.image("i", SIZE), &["-w"]);
         let flushes = || await_listed(bed, daemon.file()).number("flushes");
         // A program of its own, because every child of this one closes what it inherits, and that flushes as well.
@@ -313,7 +313,7 @@ fn close_fsync_and_fdatasync_flush_the_disk() {
 /// `mmap` reads through the export as well: the pages are filled by READ.
 #[test]
 fn a_read_only_export_can_be_mapped_for_reading() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let daemon = bed.mount(&bed.image("i", SIZE), &[]);
         let options = [
             "--ioengine=mmap",
@@ -351,7 +351,7 @@ fn twice(bed: &Bed) -> (Daemon, File, File) {
 
 #[test]
 fn two_exports_of_one_node_see_each_others_writes() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let (daemon, a, b) = twice(bed);
         for turn in 0..32_u64 {
             let (from, to) = if turn % 2 == 0 { (&a, &b) } else { (&b, &a) };
@@ -367,7 +367,7 @@ fn two_exports_of_one_node_see_each_others_writes() {
 
 #[test]
 fn two_exports_of_one_node_see_each_others_size() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let (daemon, a, b) = twice(bed);
         a.set_len(2 * END).unwrap();
         let sees = || b.metadata().unwrap().len() == 2 * END;
@@ -386,7 +386,7 @@ fn two_exports_of_one_node_see_each_others_size() {
 
 #[test]
 fn mounting_over_the_image_itself_works_and_its_name_shows_the_image_again_afterwards() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let image = bed.image("i", SIZE);
         let daemon = bed.mount_on(&image, &image, &["-w"]);
         assert!(read_all(&image) == pattern(SIZE, 1));
@@ -400,7 +400,7 @@ fn mounting_over_the_image_itself_works_and_its_name_shows_the_image_again_after
 
 #[test]
 fn an_export_that_is_gone_leaves_the_file_that_was_there() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let image = bed.image("i", SIZE);
         let mountpoint = bed.path("m");
         std::fs::write(&mountpoint, "what was there").unwrap();
@@ -413,7 +413,7 @@ fn an_export_that_is_gone_leaves_the_file_that_was_there() {
 
 #[test]
 fn a_file_that_is_still_open_when_the_export_ends_answers_with_an_error_at_once() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let daemon = bed.mount(&bed.image("i", SIZE), &["-w"]);
         let mut file = daemon.open();
         daemon.stop();

@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::time::Duration;
 
-use diskfuse_e2e::{Tool, on_both_loops, pattern, wait_until};
+use diskfuse_e2e::{Tool, everywhere, pattern, wait_until};
 use rustix::fs::{FallocateFlags as Flags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
 
@@ -22,7 +22,7 @@ fn allocated(path: &Path) -> u64 {
 
 #[test]
 fn truncate_makes_any_writable_disk_smaller_and_larger() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         for options in [&["-w"][..], &["-w", "--growable"]] {
             let image = bed.image("i", SIZE);
             let daemon = bed.mount(&image, options);
@@ -42,7 +42,7 @@ fn truncate_makes_any_writable_disk_smaller_and_larger() {
 
 #[test]
 fn a_disk_that_has_only_whole_sectors_refuses_other_sizes() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let mountpoint = bed.mountpoint("m");
         let export = format!(
             "fuse,id=e,node-name=n,mountpoint={},writable=on",
@@ -63,7 +63,7 @@ fn a_disk_that_has_only_whole_sectors_refuses_other_sizes() {
 
 #[test]
 fn plain_fallocate_is_refused_inside_and_preallocates_at_or_past_the_end() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         // Not growable: fallocate grows any writable disk.
         let image = bed.sparse("i", END);
         let daemon = bed.mount(&image, &["-w"]);
@@ -88,7 +88,7 @@ fn plain_fallocate_is_refused_inside_and_preallocates_at_or_past_the_end() {
 
 #[test]
 fn a_punched_hole_reads_as_zeroes_gives_its_space_back_and_ends_at_the_end() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let image = bed.image("i", SIZE);
         let daemon = bed.mount(&image, &["-w"]);
         let file = daemon.open();
@@ -112,7 +112,7 @@ fn a_punched_hole_reads_as_zeroes_gives_its_space_back_and_ends_at_the_end() {
 
 #[test]
 fn zero_range_zeroes_and_grows_even_a_disk_that_is_not_growable() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let image = bed.image("i", SIZE);
         let daemon = bed.mount(&image, &["-w"]);
         let file = daemon.open();
@@ -131,7 +131,7 @@ fn zero_range_zeroes_and_grows_even_a_disk_that_is_not_growable() {
 
 #[test]
 fn zero_range_that_keeps_the_size_ends_at_the_end() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let image = bed.image("i", SIZE);
         let daemon = bed.mount(&image, &["-w"]);
         let file = daemon.open();
@@ -149,7 +149,7 @@ fn zero_range_that_keeps_the_size_ends_at_the_end() {
 
 #[test]
 fn other_modes_of_fallocate_are_not_supported_and_change_nothing() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let image = bed.image("i", SIZE);
         let daemon = bed.mount(&image, &["-w"]);
         let file = daemon.open();
@@ -170,7 +170,7 @@ fn other_modes_of_fallocate_are_not_supported_and_change_nothing() {
 
 #[test]
 fn a_read_only_disk_cannot_be_allocated_punched_or_zeroed() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let daemon = bed.mount(&bed.image("i", SIZE), &[]);
         let file = daemon.open_read_only();
         for flags in [Flags::empty(), PUNCH, Flags::ZERO_RANGE] {
@@ -223,7 +223,7 @@ fn data_by_qemu(image: &Path) -> Vec<(u64, u64)> {
 
 #[test]
 fn seek_data_and_seek_hole_agree_with_qemu_img_map() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let places: [&[(u64, usize)]; 4] = [
             &[],
             &[(0, SIZE)],
@@ -244,7 +244,7 @@ fn seek_data_and_seek_hole_agree_with_qemu_img_map() {
 
 #[test]
 fn seeking_at_and_past_the_end_is_answered_as_the_manual_says() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let image = bed.patchy("i", END, &[(0, 65_536)]);
         let daemon = bed.mount(&image, &[]);
         let file = daemon.open_read_only();
@@ -271,7 +271,7 @@ fn seeking_at_and_past_the_end_is_answered_as_the_manual_says() {
 
 #[test]
 fn cp_keeps_holes() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let image = bed.patchy("i", 64 << 20, &[(8 << 20, 65_536)]);
         let daemon = bed.mount(&image, &[]);
         let copy = bed.path("copy");

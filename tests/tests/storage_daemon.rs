@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use diskfuse_e2e::{
-    Bed, Tool, await_listed, diskfuse, listed, mounts, on_both_loops, on_each, pattern, process,
+    Bed, Tool, await_listed, diskfuse, everywhere, listed, mounts, on_each, pattern, process,
     wait_until,
 };
 use rustix::process::{Pid, Signal, kill_process};
@@ -29,7 +29,7 @@ fn export(id: &str, mountpoint: &Path, more: &str) -> String {
 
 #[test]
 fn an_export_is_usable_within_half_a_second_of_exec() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let (image, mountpoint) = (bed.image("i", SIZE), bed.mountpoint("m"));
         // Other tests run beside this one, so the best of a few counts.
         let times = (0..5).map(|_| {
@@ -52,7 +52,7 @@ fn an_export_is_usable_within_half_a_second_of_exec() {
 
 #[test]
 fn key_value_and_json_name_the_same_nodes() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let image = bed.image("i", SIZE);
         let (a, b) = (bed.mountpoint("a"), bed.mountpoint("b"));
         let path = image.display();
@@ -85,7 +85,7 @@ fn key_value_and_json_name_the_same_nodes() {
 
 #[test]
 fn an_export_has_a_queue_for_each_of_its_iothreads() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let image = bed.image("i", SIZE);
         let mountpoint = bed.mountpoint("m");
         let threads = [
@@ -128,11 +128,11 @@ fn an_export_has_a_queue_for_each_of_its_iothreads() {
 
 #[test]
 fn called_as_qemu_storage_daemon_it_is_one() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let program = bed.path("qemu-storage-daemon");
         std::os::unix::fs::symlink(diskfuse(), &program).unwrap();
         let (image, mountpoint) = (bed.image("i", SIZE), bed.mountpoint("m"));
-        let event_loop = format!("--event-loop={}", bed.event_loop.name());
+        let event_loop = format!("--event-loop={}", bed.ground.event_loop.name());
         let tool = Tool::new(&program).arg(event_loop);
         let tool = tool.args([
             "--blockdev",
@@ -173,7 +173,7 @@ fn daemonize(bed: &Bed, pidfile: &Path) -> (PathBuf, u32) {
         "qsd",
         "--daemonize",
         "--event-loop",
-        bed.event_loop.name(),
+        bed.ground.event_loop.name(),
         "--pidfile",
     ]);
     let tool = tool.arg(pidfile).args(["--blockdev", &node(&image)]);
@@ -190,7 +190,7 @@ fn daemonize(bed: &Bed, pidfile: &Path) -> (PathBuf, u32) {
 
 #[test]
 fn daemonize_returns_when_all_is_up_and_the_pidfile_goes_with_the_daemon() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let pidfile = bed.path("pid");
         let (mountpoint, pid) = daemonize(bed, &pidfile);
         assert_eq!(mountpoint.metadata().unwrap().len(), SIZE as u64);
@@ -207,7 +207,7 @@ fn daemonize_returns_when_all_is_up_and_the_pidfile_goes_with_the_daemon() {
 
 #[test]
 fn errors_after_daemonize_reach_the_terminal_and_the_exit_code() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let (pidfile, mountpoint) = (bed.path("pid"), bed.mountpoint("m"));
         let tool = bed.tool(["qsd", "--daemonize", "--pidfile"]).arg(&pidfile);
         let tool = tool.args(["--blockdev", &node(&bed.path("missing"))]);
@@ -222,7 +222,7 @@ fn errors_after_daemonize_reach_the_terminal_and_the_exit_code() {
 
 #[test]
 fn a_storage_daemon_goes_on_when_its_export_is_unmounted_by_command() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let (mountpoint, pid) = daemonize(bed, &bed.path("pid"));
         bed.tool(["umount"]).arg(&mountpoint).run();
         assert!(mounts::at(&mountpoint).is_none());
@@ -270,7 +270,7 @@ fn two_hundred_exports_share_four_iothreads() {
                 .unwrap();
         }
         let after = process::memory(daemon.pid(), "VmRSS");
-        let (started, loop_name) = (daemon.started_in, bed.event_loop.name());
+        let (started, loop_name) = (daemon.started_in, bed.ground.event_loop.name());
         let ended = daemon.stop();
         println!(
             "{EXPORTS} exports on {loop_name}: up after {started:?}, down after {:?}, {} KiB each",

@@ -8,7 +8,7 @@
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use diskfuse_e2e::{Bed, Daemon, Output, Tool, await_listed, on_both_loops, once, pattern};
+use diskfuse_e2e::{Bed, Daemon, Output, Tool, await_listed, everywhere, once, pattern};
 
 /// Of the disks.
 const SIZE: usize = 4 << 20;
@@ -100,7 +100,7 @@ fn show(bed: &Bed, nodes: &[&str], more: &str) -> Daemon {
 
 #[test]
 fn an_image_is_shown_in_every_form_that_people_write() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let image = full(bed, "i");
         let i = image.display();
         let inline = format!("driver=qcow2,node-name=disk,file.driver=file,file.filename={i}");
@@ -158,7 +158,7 @@ fn an_image_is_shown_in_every_form_that_people_write() {
 
 #[test]
 fn what_an_image_is_backed_by_can_be_said_in_every_way() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let base = full(bed, "base");
         let image = overlay(bed, "i", "base", "qcow2");
         let inline = format!(
@@ -215,7 +215,7 @@ fn what_an_image_is_backed_by_can_be_said_in_every_way() {
 
 #[test]
 fn a_chain_is_found_by_the_names_in_its_headers() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         bed.image("lowest.raw", SIZE);
         overlay(bed, "low", "lowest.raw", "raw");
         create(bed, "middle", &["-b", "low", "-F", "qcow2"]);
@@ -266,7 +266,7 @@ fn write_all_over(daemon: &Daemon, disk: &mut [u8]) {
 
 #[test]
 fn what_is_written_is_there_and_sound_when_the_daemon_is_gone() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let kinds: [&[&str]; 5] = [
             &["4M"],
             &["-o", "compat=0.10", "4M"],
@@ -298,7 +298,7 @@ fn what_is_written_is_there_and_sound_when_the_daemon_is_gone() {
 
 #[test]
 fn an_image_that_is_only_read_is_not_changed() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let image = full(bed, "i");
         let before = std::fs::read(&image).unwrap();
         for read_only in ["on", "off"] {
@@ -319,7 +319,7 @@ fn an_image_that_is_only_read_is_not_changed() {
 
 #[test]
 fn an_external_data_file_is_found_or_given() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let image = bed.path("i");
         let data = bed.path("elsewhere");
         let option = format!("data_file={},data_file_raw=on", data.display());
@@ -359,7 +359,7 @@ fn an_external_data_file_is_found_or_given() {
 
 #[test]
 fn two_overlays_of_one_base_are_written_at_once() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let base = full(bed, "base");
         let before = std::fs::read(&base).unwrap();
         let images = ["a", "b"].map(|name| create(bed, name, &["-b", "base", "-F", "qcow2"]));
@@ -399,7 +399,7 @@ fn two_overlays_of_one_base_are_written_at_once() {
 
 #[test]
 fn qemu_keeps_out_of_what_we_hold_and_we_of_what_it_holds() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         full(bed, "base");
         let image = overlay(bed, "i", "base", "qcow2");
         let node = |options: &str| {

@@ -4,7 +4,7 @@
 // Helpers of tests fail as tests do.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use diskfuse_e2e::{Bed, on_both_loops};
+use diskfuse_e2e::{Bed, everywhere};
 
 const SIZE: usize = 1 << 20;
 
@@ -13,7 +13,7 @@ const SIZE: usize = 1 << 20;
 fn daemon_refuses(bed: &Bed, arguments: &[&str], words: &[&str]) {
     let root = bed.root().to_str().unwrap();
     let names = bed.names();
-    let tool = bed.tool(["qsd", "--event-loop", bed.event_loop.name()]);
+    let tool = bed.tool(["qsd", "--event-loop", bed.ground.event_loop.name()]);
     let output = tool
         .args(
             arguments
@@ -34,7 +34,7 @@ const SHOWN: [&str; 2] = ["--export", "fuse,id=e,node-name=disk,mountpoint={}/m"
 
 #[test]
 fn wrong_nodes_are_refused_in_the_words_that_scripts_match() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         bed.image("i", SIZE);
         let cases: [(&str, &str); 12] = [
             (
@@ -91,7 +91,7 @@ fn wrong_nodes_are_refused_in_the_words_that_scripts_match() {
 
 #[test]
 fn wrong_exports_are_refused_in_the_words_that_scripts_match() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         bed.image("i", SIZE);
         bed.mountpoint("m");
         bed.mountpoint("n");
@@ -177,7 +177,7 @@ fn wrong_exports_are_refused_in_the_words_that_scripts_match() {
 
 #[test]
 fn wrong_words_on_the_storage_daemons_command_line_are_refused() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         bed.image("i", SIZE);
         bed.mountpoint("m");
         let both = [DISK, SHOWN].concat();
@@ -208,7 +208,7 @@ fn wrong_words_on_the_storage_daemons_command_line_are_refused() {
 
 #[test]
 fn what_was_refused_can_be_done_right_afterwards() {
-    on_both_loops(|bed| {
+    everywhere(|bed| {
         let image = bed.image("i", SIZE);
         bed.mountpoint("m");
         let wrong = [&DISK[..], &SHOWN, &["--export", "fuse,id=e"]].concat();

@@ -141,6 +141,31 @@ pub struct MountArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub max_background: Option<u16>,
 
+    /// How requests come from the kernel: through /dev/fuse, or by FUSE over io_uring
+    #[arg(long, value_name = "HOW", default_value = "auto")]
+    pub transport: Transport,
+
+    /// With --transport uring: requests that each CPU's queue hands out at once, 1 to 1024
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub depth: Option<u16>,
+
+    /// The largest request (suffixes k, M) [default: what the kernel allows, up to 4M]
+    #[arg(long, value_name = "BYTES", value_parser = parse_payload)]
+    pub max_payload: Option<u32>,
+
+    /// With --transport uring: where the threads run
+    #[arg(long, value_name = "WHERE", default_value = "auto")]
+    pub placement: Placement,
+
+    /// With --transport uring: one thread after the other runs on these CPUs, such as 0-3 or 0,2
+    #[arg(
+        long,
+        value_name = "CPUS",
+        value_delimiter = ',',
+        conflicts_with = "placement"
+    )]
+    pub cpus: Vec<String>,
+
     /// Stay in the foreground until Ctrl-C, SIGTERM or `diskfuse umount`
     #[arg(short, long)]
     pub foreground: bool,
@@ -216,6 +241,30 @@ pub enum Discard {
     Unmap,
 }
 
+/// How requests come from the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Transport {
+    /// By FUSE over io_uring where kernel and event loops have it, else through /dev/fuse.
+    Auto,
+    /// Through /dev/fuse.
+    Device,
+    /// By FUSE over io_uring, or fail.
+    Uring,
+}
+
+/// Where the threads of an export run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Placement {
+    /// Where most requests are served, which is tried.
+    Auto,
+    /// Wherever the scheduler puts them.
+    Free,
+    /// Each on the CPUs whose requests it serves.
+    Pinned,
+    /// Each on others than those.
+    Spread,
+}
+
 /// What event loops stand on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "snake_case")]
@@ -238,6 +287,11 @@ fn parse_size(text: &str) -> Result<u64, String> {
         return Err("not a whole number of bytes; examples: 1048576, 64k, 20G".to_owned());
     }
     options::parse_size(text).map_err(|error| error.to_string())
+}
+
+fn parse_payload(text: &str) -> Result<u32, String> {
+    let too_much = |_| "less than 4G are possible".to_owned();
+    u32::try_from(parse_size(text)?).map_err(too_much)
 }
 
 #[cfg(test)]

@@ -3,12 +3,15 @@
 
 use std::ffi::OsString;
 use std::fs::File;
+use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use diskfuse_block::Graph;
 use diskfuse_block::drivers::{self, FileConfig, RawConfig};
-use diskfuse_fuse::{AllowOther, DEFAULT_MAX_BACKGROUND, ExportOptions};
+use diskfuse_fuse::{
+    AllowOther, DEFAULT_MAX_BACKGROUND, ExportOptions, Placement, Transport, TransportOptions,
+};
 use diskfuse_image::OpenOptions;
 use diskfuse_qcow2::node::Qcow2Config;
 use diskfuse_ring::{Choice, Config, Polling, Ring};
@@ -138,6 +141,7 @@ fn start_export(daemon: &mut Daemon, node: String, arguments: &MountArgs) -> Res
             false => AllowOther::Off,
         },
         max_background: arguments.max_background.unwrap_or(DEFAULT_MAX_BACKGROUND),
+        transport: transport(arguments)?,
     };
     let export = NewExport {
         options,
@@ -151,6 +155,34 @@ fn start_export(daemon: &mut Daemon, node: String, arguments: &MountArgs) -> Res
             format!("{error} (it is a folder: name a file in it, which need not exist)"),
         ),
         error => error,
+    })
+}
+
+fn transport(arguments: &MountArgs) -> Result<TransportOptions> {
+    let placement = match arguments.placement {
+        cli::Placement::Auto => Placement::Auto,
+        cli::Placement::Free => Placement::Free,
+        cli::Placement::Pinned => Placement::Pinned,
+        cli::Placement::Spread => Placement::Spread,
+    };
+    let wrong = || {
+        let words = arguments.cpus.join(",");
+        Error::Refused(format!("--cpus {words}: not CPUs such as 0-3 or 0,2"))
+    };
+    Ok(TransportOptions {
+        transport: match arguments.transport {
+            cli::Transport::Auto => Transport::Auto,
+            cli::Transport::Device => Transport::Device,
+            cli::Transport::Uring => Transport::Uring,
+        },
+        depth: arguments.depth.and_then(NonZeroU16::new),
+        max_payload: arguments.max_payload,
+        placement: match arguments.cpus.is_empty() {
+            true => placement,
+            false => {
+                Placement::Cpus(diskfuse_monitor::parse_cpus(&arguments.cpus).ok_or_else(wrong)?)
+            }
+        },
     })
 }
 

@@ -206,6 +206,46 @@ StatfsOut {
     spare: [u32; 6],
 });
 
+wire!(/// `struct fuse_uring_ent_in_out`
+RingEntry {
+    flags: u64,
+    /// The kernel's name for the request in the entry: the answer carries it.
+    commit_id: u64,
+    /// Bytes in the payload, of the request and then of the answer.
+    payload_size: u32,
+    padding: u32,
+    reserved: u64,
+});
+
+wire!(/// `struct fuse_uring_cmd_req`
+RingCommand {
+    flags: u64,
+    /// Of the request that is answered; nothing for a registration.
+    commit_id: u64,
+    /// The kernel's queue: the number of the CPU whose requests it holds.
+    queue: u16,
+    padding: [u8; 6],
+});
+
+/// `struct fuse_uring_req_header`: where in the headers of a ring entry what lies, in bytes.
+#[allow(missing_docs)]
+pub mod ring_header {
+    /// `struct fuse_in_header`, then `struct fuse_out_header`.
+    pub const IN_OUT: usize = 0;
+    /// The struct that belongs to the opcode, 128 bytes at most.
+    pub const OPERATION: usize = 128;
+    /// [`RingEntry`](super::RingEntry).
+    pub const ENTRY: usize = 256;
+    pub const SIZE: usize = 288;
+}
+
+/// `enum fuse_uring_cmd`
+#[allow(missing_docs)]
+pub mod ring_command {
+    pub const REGISTER: u32 = 1;
+    pub const COMMIT_AND_FETCH: u32 = 2;
+}
+
 /// `enum fuse_opcode`, as far as it means something here.
 #[allow(missing_docs)]
 pub mod opcode {
@@ -238,6 +278,7 @@ pub mod init {
     pub const MAX_PAGES: u64 = 1 << 22;
     pub const INIT_EXT: u64 = 1 << 30;
     pub const DIRECT_IO_ALLOW_MMAP: u64 = 1 << 36;
+    pub const OVER_IO_URING: u64 = 1 << 41;
 }
 
 /// Flags of an OPEN reply.
@@ -288,5 +329,11 @@ mod tests {
         assert_eq!(size_of::<FallocateIn>(), 32);
         assert_eq!(size_of::<LseekIn>(), 24);
         assert_eq!(size_of::<StatfsOut>(), 80);
+        assert_eq!(size_of::<RingEntry>(), 32);
+        assert_eq!(size_of::<RingCommand>(), 24);
+        assert_eq!(
+            ring_header::ENTRY + size_of::<RingEntry>(),
+            ring_header::SIZE
+        );
     }
 }

@@ -62,6 +62,15 @@ pub enum Error {
     /// The kernel's FUSE is too old, or did not say anything.
     #[error("the kernel's FUSE {0}")]
     Handshake(String),
+    /// FUSE over io_uring was asked for by name and cannot be had.
+    #[error("transport=uring: {0}")]
+    NoRing(String),
+    /// How many CPUs there are cannot be found out.
+    #[error("Could not find out how many CPUs there may be: {}", Reason(source))]
+    Cpus {
+        /// Why.
+        source: io::Error,
+    },
     /// The disk behind it failed.
     #[error(transparent)]
     Block(#[from] diskfuse_block::Error),

@@ -11,12 +11,11 @@ use diskfuse_block::{Graph, Permissions};
 use diskfuse_ring::{Mailbox, SharedFd};
 use parking_lot::Mutex;
 
-use crate::device;
 use crate::error::{Error, Result};
-use crate::handshake::MAX_REQUEST;
 use crate::mount::{self, Mount, MountOptions};
 use crate::queue::{self, Membership};
 use crate::shared::{AllowOther, End, ExportOptions, Shared, Stats};
+use crate::transport::{self, device};
 
 /// How long the kernel may take to say its first word after mount(2).
 const GREETING: Duration = Duration::from_secs(10);
@@ -66,7 +65,8 @@ impl Export {
         if let Ok(absolute) = mount::absolute(&options.mountpoint) {
             options.mountpoint = absolute;
         }
-        let shared = Arc::new(Shared::new(options, disk, threads.len(), on_end));
+        let plan = transport::plan(&options.transport, threads)?;
+        let shared = Arc::new(Shared::new(options, disk, plan, threads.len(), on_end));
         let hook: Arc<dyn DrainHook> = Arc::<Shared>::clone(&shared);
         let perm = if shared.options.writable {
             Permissions::WRITER
@@ -131,7 +131,11 @@ impl Export {
         else {
             return Ok(());
         };
-        let unmounted = mount.unmount();
+        // Entries that the kernel has keep the connection open, whatever else is closed.
+        let unmounted = match self.shared.has_entries() {
+            true => mount.abort(),
+            false => mount.unmount(),
+        };
         drop(device);
         drop(attachment);
         match self.shared.take_flush_error() {
@@ -188,7 +192,7 @@ fn mount_it(shared: &Shared, device: &SharedFd) -> Result<Mount> {
             source: mount::source_name(filename.as_deref()),
             read_only: !options.writable,
             allow_other,
-            max_read: MAX_REQUEST as u32,
+            max_read: shared.plan.max_request as u32,
         };
         Mount::new(&options.mountpoint, device, &mount_options)
     };

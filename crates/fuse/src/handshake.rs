@@ -4,13 +4,8 @@
 
 use crate::abi::{self, InitOut, init};
 
-/// The most pages of one request; the kernel's own limit is /proc/sys/fs/fuse/max_pages_limit, 256 by default.
-pub(crate) const MAX_PAGES: u16 = 256;
-/// The largest READ and WRITE, in bytes.
-pub(crate) const MAX_REQUEST: usize = MAX_PAGES as usize * 4096;
-
 /// What we would like, each with what it is good for:
-/// parallel reads (`ASYNC_READ`), libaio that is not served one by one (`ASYNC_DIO`), 1 MiB requests (`MAX_PAGES`,
+/// parallel reads (`ASYNC_READ`), libaio that is not served one by one (`ASYNC_DIO`), large requests (`MAX_PAGES`,
 /// `BIG_WRITES`), O_TRUNC in OPEN where a fixed size can ignore it (`ATOMIC_O_TRUNC`), shared mappings of a file
 /// opened for direct I/O (`DIRECT_IO_ALLOW_MMAP`).
 const WANTED: u64 = init::ASYNC_READ
@@ -21,14 +16,35 @@ const WANTED: u64 = init::ASYNC_READ
     | init::INIT_EXT
     | init::DIRECT_IO_ALLOW_MMAP;
 
+/// What an export wants beyond that.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wish {
+    /// Asynchronous requests in flight.
+    pub(crate) max_background: u16,
+    /// The largest request in bytes, a multiple of 4096.
+    pub(crate) max_request: usize,
+    /// FUSE over io_uring.
+    pub(crate) ring: bool,
+}
+
+/// What the kernel said of itself.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Offer {
+    pub(crate) major: u32,
+    pub(crate) minor: u32,
+    pub(crate) max_readahead: u32,
+    pub(crate) flags: u64,
+}
+
 /// Answers an INIT, or says why this kernel is of no use.
-pub(crate) fn answer(
-    major: u32,
-    minor: u32,
-    max_readahead: u32,
-    offered: u64,
-    max_background: u16,
-) -> Result<InitOut, String> {
+pub(crate) fn answer(offer: Offer, wish: Wish) -> Result<InitOut, String> {
+    let Offer {
+        major,
+        minor,
+        max_readahead,
+        flags: offered,
+    } = offer;
+    let max_background = wish.max_background;
     if major != abi::MAJOR || minor < abi::OLDEST_MINOR {
         return Err(format!(
             "speaks protocol {major}.{minor}; {}.{} or later is needed (Linux 5.4)",
@@ -36,7 +52,8 @@ pub(crate) fn answer(
             abi::OLDEST_MINOR
         ));
     }
-    let flags = WANTED & offered;
+    let ring = if wish.ring { init::OVER_IO_URING } else { 0 };
+    let flags = (WANTED | ring) & offered;
     if flags & init::MAX_PAGES == 0 {
         return Err("offers no requests larger than 128 KiB".into());
     }
@@ -49,9 +66,9 @@ pub(crate) fn answer(
         max_background,
         // Background requests in flight from which on the kernel calls the mount congested.
         congestion_threshold: (u32::from(max_background) * 3 / 4).max(1) as u16,
-        max_write: MAX_REQUEST as u32,
+        max_write: wish.max_request as u32,
         time_gran: 1,
-        max_pages: MAX_PAGES,
+        max_pages: (wish.max_request / 4096) as u16,
         ..InitOut::default()
     })
 }
@@ -60,20 +77,41 @@ pub(crate) fn answer(
 mod tests {
     use super::*;
 
+    fn ask(major: u32, minor: u32, flags: u64) -> Result<InitOut, String> {
+        let offer = Offer {
+            major,
+            minor,
+            max_readahead: 4096,
+            flags,
+        };
+        let wish = Wish {
+            max_background: 64,
+            max_request: 1 << 20,
+            ring: false,
+        };
+        answer(offer, wish)
+    }
+
     #[test]
     fn only_what_is_offered_is_asked_for() {
-        let out = answer(7, 45, 4096, init::MAX_PAGES | init::ASYNC_DIO, 64).unwrap();
+        let out = ask(7, 45, init::MAX_PAGES | init::ASYNC_DIO).unwrap();
         assert_eq!(u64::from(out.flags), init::MAX_PAGES | init::ASYNC_DIO);
         assert_eq!(out.flags2, 0);
         assert_eq!((out.max_background, out.congestion_threshold), (64, 48));
-        assert_eq!(out.max_write, 1 << 20);
+        assert_eq!((out.max_write, out.max_pages), (1 << 20, 256));
     }
 
     #[test]
     fn a_newer_kernel_is_answered_with_our_version_and_an_old_one_refused() {
-        assert_eq!(answer(7, 99, 0, u64::MAX, 1).unwrap().minor, abi::MINOR);
-        assert_eq!(answer(7, 40, 0, u64::MAX, 1).unwrap().minor, 40);
-        assert!(answer(7, 30, 0, u64::MAX, 1).is_err());
-        assert!(answer(8, 0, 0, u64::MAX, 1).is_err());
+        assert_eq!(ask(7, 99, u64::MAX).unwrap().minor, abi::MINOR);
+        assert_eq!(ask(7, 40, u64::MAX).unwrap().minor, 40);
+        assert!(ask(7, 30, u64::MAX).is_err());
+        assert!(ask(8, 0, u64::MAX).is_err());
+    }
+
+    #[test]
+    fn the_ring_is_asked_for_only_by_those_who_want_it() {
+        let out = ask(7, 45, u64::MAX).unwrap();
+        assert_eq!(u64::from(out.flags2) << 32 & init::OVER_IO_URING, 0);
     }
 }

@@ -5,12 +5,12 @@
 //!
 //! # The way of a request
 //! The fetcher of a queue (`queue/fetch.rs`) reads it from `/dev/fuse` into a slot (`slot.rs`), parses it
-//! (`request.rs`) and wakes the slot's task (`queue/serve.rs`), which performs it (`ops/`) and writes the reply. All of
-//! that happens on one thread; queues share only what is in `shared.rs`.
+//! (`request.rs`) and wakes the slot's task (`queue/serve.rs`), which performs it (`ops/`) and writes the reply. With FUSE
+//! over io_uring it arrives in an entry (`transport/uring.rs`), whose memory the slot borrows until the answer has gone
+//! back (`queue/ring.rs`). All of that happens on one thread; queues share only what is in `shared.rs`.
 
 pub mod abi;
 mod attributes;
-mod device;
 mod error;
 mod export;
 mod handshake;
@@ -20,9 +20,11 @@ mod queue;
 mod request;
 mod shared;
 mod slot;
+mod transport;
 
 pub use error::{Error, Result};
 pub use export::Export;
 pub use mount::{FS_TYPE, MountEntry, absolute, heal, is_dead, mounts};
 pub use request::{Malformed, Operation, Request, Setattr, parse};
 pub use shared::{AllowOther, DEFAULT_MAX_BACKGROUND, End, ExportOptions, Stats};
+pub use transport::{Placement, Transport, TransportOptions};

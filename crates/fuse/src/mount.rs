@@ -11,7 +11,10 @@ use std::path::{Path, PathBuf};
 
 use diskfuse_ring::SharedFd;
 use rustix::fs::{AtFlags, StatxFlags};
-use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, UnmountFlags, fsconfig_create, fsmount,
+    fsopen,
+};
 
 use crate::error::{Error, Result};
 
@@ -129,6 +132,39 @@ pub fn heal(path: &Path) -> Result<bool> {
     Ok(true)
 }
 
+/// Aborts a connection: every request of it, waiting or to come, fails, and the kernel gives everything back. Its number is
+/// the minor device number of its mount. Not found: it is gone already.
+///
+/// Source: `Documentation/filesystems/fuse/fuse.rst`, "Control filesystem".
+fn abort_connection(minor: u32) -> io::Result<()> {
+    let name = format!("{minor}/abort");
+    let mounted = std::fs::write(Path::new("/sys/fs/fuse/connections").join(&name), "1");
+    if mounted.is_ok()
+        || !Path::new("/sys/fs/fuse/connections")
+            .read_dir()?
+            .next()
+            .is_none()
+    {
+        return mounted;
+    }
+    // The control file system is not mounted here: see it without mounting it anywhere.
+    let system = fsopen("fusectl", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_create(&system)?;
+    let root = fsmount(
+        &system,
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MountAttrFlags::empty(),
+    )?;
+    let file = rustix::fs::openat(
+        root,
+        name,
+        rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::CLOEXEC,
+        rustix::fs::Mode::empty(),
+    )?;
+    rustix::io::write(file, b"1")?;
+    Ok(())
+}
+
 /// How a mount is to look.
 pub(crate) struct MountOptions<'a> {
     /// Shown as its source in /proc/mounts.
@@ -193,8 +229,23 @@ impl Mount {
         &self.path
     }
 
+    /// Ends the connection with the kernel, whoever has the file open, and takes the mount away if it is still there.
+    pub(crate) fn abort(&mut self) -> Result<()> {
+        // The mount may be gone (`umount -l`) and the connection live on, for as long as somebody has the file open.
+        if let Some(ours) = &self.entry
+            && let Err(error) = abort_connection(ours.minor)
+        {
+            tracing::debug!(%error, connection = ours.minor, "cannot abort");
+        }
+        self.take_away(UnmountFlags::FORCE)
+    }
+
     /// Takes the mount away if it is still there. Who has the file open keeps a file that answers nothing.
     pub(crate) fn unmount(&mut self) -> Result<()> {
+        self.take_away(UnmountFlags::empty())
+    }
+
+    fn take_away(&mut self, how: UnmountFlags) -> Result<()> {
         let Some(ours) = self.entry.take() else {
             return Ok(());
         };
@@ -206,7 +257,7 @@ impl Mount {
         if mount_at(&self.path).map_err(failed)?.map(|m| m.id) != Some(ours.id) {
             return Ok(());
         }
-        let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+        let flags = how | UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
         match rustix::mount::unmount(&self.path, flags) {
             Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => Ok(()),
             Err(errno) => Err(failed(errno.into())),

@@ -3,7 +3,7 @@
 
 use zerocopy::FromBytes;
 
-use crate::abi::{self, IN_HEADER, InHeader, opcode};
+use crate::abi::{self, IN_HEADER, InHeader, RingEntry, opcode, ring_header};
 
 /// What the kernel asks for. Offsets and lengths are bytes of the disk, as they came: not clipped to anything.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -103,6 +103,20 @@ fn body<T: FromBytes>(body: &[u8], unique: u64) -> Result<T, Malformed> {
     }
 }
 
+/// Understands the headers of a ring entry. The answer has the kernel's name for the request, and how many bytes of
+/// payload came with it.
+pub fn parse_ring(headers: &[u8; ring_header::SIZE]) -> (RingEntry, Result<Request, Malformed>) {
+    let (in_out, rest) = headers.split_at(ring_header::OPERATION);
+    let (body, entry) = rest.split_at(ring_header::ENTRY - ring_header::OPERATION);
+    // Each piece is larger than its struct.
+    let entry =
+        RingEntry::read_from_prefix(entry).map_or_else(|_| RingEntry::default(), |(e, _)| e);
+    let header =
+        InHeader::read_from_prefix(in_out).map_or_else(|_| InHeader::default(), |(h, _)| h);
+    let payload = usize::try_from(entry.payload_size).unwrap_or(usize::MAX);
+    (entry, understand(&header, body, payload))
+}
+
 /// Understands the bytes of one read from the device.
 pub fn parse(bytes: &[u8]) -> Result<Request, Malformed> {
     let Ok((header, rest)) = InHeader::read_from_prefix(bytes) else {
@@ -117,6 +131,12 @@ pub fn parse(bytes: &[u8]) -> Result<Request, Malformed> {
             said: Some(header.len),
         });
     }
+    let payload = bytes.len().saturating_sub(WRITE_PAYLOAD);
+    understand(&header, rest, payload)
+}
+
+/// Understands a request whose header is that, whose struct begins `rest`, and with which `payload` bytes of data came.
+fn understand(header: &InHeader, rest: &[u8], payload: usize) -> Result<Request, Malformed> {
     let unique = header.unique;
     let operation = match header.opcode {
         opcode::READ => {
@@ -128,7 +148,6 @@ pub fn parse(bytes: &[u8]) -> Result<Request, Malformed> {
         }
         opcode::WRITE => {
             let w: abi::WriteIn = body(rest, unique)?;
-            let payload = bytes.len() - WRITE_PAYLOAD;
             if usize::try_from(w.size).is_ok_and(|size| size > payload) {
                 return Err(Malformed::Body { unique });
             }
@@ -276,7 +295,54 @@ mod tests {
         assert_eq!((minor, flags), (31, abi::init::MAX_PAGES));
     }
 
+    #[test]
+    fn a_ring_entry_is_understood_and_its_payload_believed() {
+        let w = abi::WriteIn {
+            size: 4096,
+            offset: 8192,
+            ..abi::WriteIn::default()
+        };
+        let header = InHeader {
+            opcode: opcode::WRITE,
+            unique: 7,
+            ..InHeader::default()
+        };
+        let entry = |payload_size| RingEntry {
+            commit_id: 9,
+            payload_size,
+            ..RingEntry::default()
+        };
+        let headers = |entry: RingEntry| {
+            let mut headers = [0; ring_header::SIZE];
+            headers[..IN_HEADER].copy_from_slice(header.as_bytes());
+            headers[ring_header::OPERATION..][..40].copy_from_slice(w.as_bytes());
+            headers[ring_header::ENTRY..].copy_from_slice(entry.as_bytes());
+            headers
+        };
+        let (got, request) = parse_ring(&headers(entry(4096)));
+        assert_eq!(got.commit_id, 9);
+        let operation = Operation::Write {
+            offset: 8192,
+            size: 4096,
+        };
+        assert_eq!(
+            request,
+            Ok(Request {
+                unique: 7,
+                operation
+            })
+        );
+        let (_, short) = parse_ring(&headers(entry(4095)));
+        assert_eq!(short, Err(Malformed::Body { unique: 7 }));
+    }
+
     proptest! {
+        #[test]
+        fn arbitrary_headers_of_a_ring_entry_never_panic(bytes in proptest::collection::vec(any::<u8>(), ring_header::SIZE)) {
+            let headers: [u8; ring_header::SIZE] = bytes.try_into().unwrap();
+            let _ = parse_ring(&headers);
+        }
+
         #[test]
         fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             let _ = parse(&bytes);

@@ -11,6 +11,7 @@ use diskfuse_block::{LocalFuture, Node};
 use parking_lot::{Condvar, Mutex};
 
 use crate::attributes::Attributes;
+use crate::transport::{self, Plan, TransportOptions};
 
 /// Who but the owner may use the file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,6 +44,8 @@ pub struct ExportOptions {
     pub allow_other: AllowOther,
     /// Requests that the kernel keeps in flight in the background, 1 to 65535.
     pub max_background: u16,
+    /// How requests come and answers go.
+    pub transport: TransportOptions,
 }
 
 /// Why an export ended.
@@ -69,6 +72,8 @@ impl std::fmt::Display for End {
 /// What an export has done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
+    /// Whether requests come through FUSE over io_uring.
+    pub uring: bool,
     /// Queues, one descriptor and thread each.
     pub queues: usize,
     /// Queues that fetch requests at present; the others wait until the load is worth another thread.
@@ -122,6 +127,13 @@ const STOPPED: u8 = 1;
 const UNMOUNTED: u8 = 2;
 const HALTED: u8 = 3;
 
+/// Requests come through `/dev/fuse`.
+const BY_DEVICE: u8 = 0;
+/// The kernel agreed on FUSE over io_uring, and the queues offer it their entries.
+const REGISTERING: u8 = 1;
+/// Requests come in entries.
+const BY_RING: u8 = 2;
+
 /// The outcome of the first exchange with the kernel.
 pub(crate) type Greeting = std::result::Result<(), String>;
 
@@ -134,6 +146,15 @@ pub(crate) struct Shared {
     pub(crate) others_allowed: AtomicBool,
     pub(crate) node: Arc<dyn Node>,
     pub(crate) attributes: Attributes,
+    pub(crate) plan: Plan,
+    /// How requests come.
+    way: AtomicU8,
+    /// The kernel has agreed on entries, which it may hold from then on.
+    ring_agreed: AtomicBool,
+    /// Queues that have not offered their entries yet.
+    unregistered: AtomicUsize,
+    /// Why the first of them that failed did.
+    refusal: Mutex<Option<String>>,
     pub(crate) lanes: Box<[Lane]>,
     /// Queues that fetch; see `queue/scale.rs`.
     pub(crate) active: AtomicUsize,
@@ -160,6 +181,7 @@ impl Shared {
     pub(crate) fn new(
         options: ExportOptions,
         node: Arc<dyn Node>,
+        plan: Plan,
         queues: usize,
         on_end: OnEnd,
     ) -> Self {
@@ -171,6 +193,11 @@ impl Shared {
             others_allowed: AtomicBool::new(false),
             node,
             attributes: Attributes::new(writable),
+            plan,
+            way: AtomicU8::new(BY_DEVICE),
+            ring_agreed: AtomicBool::new(false),
+            unregistered: AtomicUsize::new(queues),
+            refusal: Mutex::new(None),
             lanes: (0..queues).map(|_| Lane::default()).collect(),
             active: AtomicUsize::new(1),
             most_active,
@@ -204,9 +231,10 @@ impl Shared {
         self.paused.load(Ordering::SeqCst)
     }
 
-    /// Whether queue `index` is one of those that fetch.
+    /// Whether queue `index` is one of those that fetch, or that serve entries.
     pub(crate) fn wanted(&self, index: usize) -> bool {
         index == 0
+            || self.by_ring()
             || (self.greeted.load(Ordering::Relaxed) && index < self.active.load(Ordering::Relaxed))
     }
 
@@ -241,6 +269,71 @@ impl Shared {
             UNMOUNTED => End::Unmounted,
             HALTED => End::Halted,
             _ => End::Stopped,
+        }
+    }
+
+    /// Whether requests come in entries of FUSE over io_uring.
+    pub(crate) fn by_ring(&self) -> bool {
+        self.way.load(Ordering::Relaxed) == BY_RING
+    }
+
+    /// Whether the queues are to offer their entries to the kernel.
+    pub(crate) fn registering(&self) -> bool {
+        self.way.load(Ordering::SeqCst) == REGISTERING
+    }
+
+    /// Whether the kernel may have entries of ours.
+    pub(crate) fn has_entries(&self) -> bool {
+        self.ring_agreed.load(Ordering::SeqCst)
+    }
+
+    /// Notes whether the kernel has agreed on FUSE over io_uring. The error is for people: it had to.
+    pub(crate) fn agreed_on(&self, ring: bool) -> std::result::Result<(), String> {
+        self.ring_agreed.store(ring, Ordering::SeqCst);
+        if ring || self.plan.ring.is_none() {
+            return Ok(());
+        }
+        let why = transport::switched_off()
+            .unwrap_or_else(|| "does not offer FUSE over io_uring".to_owned());
+        if self.plan.insist {
+            return Err(why);
+        }
+        tracing::info!(export = %self.options.id, "requests come through /dev/fuse: {why}");
+        Ok(())
+    }
+
+    /// The kernel has been answered: the export is usable, or will be when all entries are registered.
+    pub(crate) fn introduced(&self) {
+        if self.has_entries() {
+            self.way.store(REGISTERING, Ordering::SeqCst);
+            self.wake_all();
+        } else {
+            self.greet(Ok(()));
+        }
+    }
+
+    /// A queue has offered its entries. When the last one has, it is known how requests come.
+    pub(crate) fn registered(&self, outcome: Greeting) {
+        if let Err(why) = outcome {
+            self.refusal.lock().get_or_insert(why);
+        }
+        if self.unregistered.fetch_sub(1, Ordering::SeqCst) != 1 {
+            return;
+        }
+        let refusal = self.refusal.lock().take();
+        let way = if refusal.is_none() {
+            BY_RING
+        } else {
+            BY_DEVICE
+        };
+        self.way.store(way, Ordering::SeqCst);
+        match refusal {
+            Some(why) if self.plan.insist => self.greet(Err(why)),
+            Some(why) => {
+                tracing::warn!(export = %self.options.id, "requests come through /dev/fuse: {why}");
+                self.greet(Ok(()));
+            }
+            None => self.greet(Ok(())),
         }
     }
 
@@ -333,7 +426,11 @@ impl Shared {
     pub(crate) fn stats(&self) -> Stats {
         let mut stats = Stats {
             queues: self.lanes.len(),
-            active_queues: self.active.load(Ordering::Relaxed),
+            uring: self.by_ring(),
+            active_queues: match self.by_ring() {
+                true => self.lanes.len(),
+                false => self.active.load(Ordering::Relaxed),
+            },
             ..Stats::default()
         };
         for lane in &self.lanes {

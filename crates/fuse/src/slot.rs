@@ -2,9 +2,10 @@
 //! data of a WRITE nor that of a READ is ever copied: both lie page-aligned right behind their headers.
 //!
 //! ```text
-//!   0 ............ 4016 ........ 4080 .. 4096 ......................... 4096 + 1 MiB
+//!   0 .... 288 ... 4016 ........ 4080 .. 4096 ......................... 4096 + the largest request
 //!                  | request header + body | WRITE data
 //!                               | reply header | READ data
+//!   | headers of a ring entry              | its payload
 //! ```
 
 use std::io;
@@ -12,12 +13,11 @@ use std::io;
 use diskfuse_ring::{Buf, PAGE};
 use zerocopy::{Immutable, IntoBytes};
 
-use crate::abi::{OUT_HEADER, OutHeader};
-use crate::handshake::MAX_REQUEST;
+use crate::abi::{OUT_HEADER, OutHeader, RingEntry, ring_header};
 use crate::request::WRITE_PAYLOAD;
 
 /// Where data begins: page-aligned.
-const DATA: usize = PAGE;
+pub(crate) const DATA: usize = PAGE;
 /// Where a request is read to.
 const REQUEST: usize = DATA - WRITE_PAYLOAD;
 /// Where a reply begins.
@@ -26,6 +26,8 @@ const REPLY: usize = DATA - OUT_HEADER;
 /// A request's buffer. Between operations it holds its memory; while one is in flight the ring does.
 pub(crate) struct SlotBuf {
     buf: Option<Buf>,
+    /// Bytes of the data area.
+    size: usize,
     /// Bytes of the data area, from its beginning, that are known to be zero.
     zeroed: usize,
     /// Bytes of the data area that may be resident.
@@ -33,12 +35,20 @@ pub(crate) struct SlotBuf {
 }
 
 impl SlotBuf {
-    pub(crate) fn new() -> io::Result<Self> {
-        Ok(Self {
-            buf: Some(Buf::new(DATA + MAX_REQUEST)?),
-            zeroed: MAX_REQUEST,
+    /// Memory for requests with up to `size` bytes of data.
+    pub(crate) fn new(size: usize) -> io::Result<Self> {
+        Ok(Self::of(Buf::new(DATA + size)?))
+    }
+
+    /// The same, of memory that nobody has written to yet: a page, then whole pages of data.
+    pub(crate) fn of(buf: Buf) -> Self {
+        let size = buf.capacity().saturating_sub(DATA);
+        Self {
+            buf: Some(buf),
+            size,
+            zeroed: size,
             touched: 0,
-        })
+        }
     }
 
     /// The memory, for an operation. It must come back by [`SlotBuf::put`].
@@ -52,7 +62,8 @@ impl SlotBuf {
 
     /// The memory with the window that a request is read to.
     pub(crate) fn take_for_request(&mut self) -> Buf {
-        self.take().with_window(REQUEST..DATA + MAX_REQUEST)
+        let end = DATA + self.size;
+        self.take().with_window(REQUEST..end)
     }
 
     /// The memory with the window that `len` bytes of data are read to or written from.
@@ -74,12 +85,44 @@ impl SlotBuf {
     /// Notes that the kernel has put a request of `len` bytes here, and shows it.
     pub(crate) fn request(&mut self, len: usize) -> &[u8] {
         self.dirty(len.saturating_sub(WRITE_PAYLOAD));
+        let len = len.min(WRITE_PAYLOAD + self.size);
         match &mut self.buf {
             Some(buf) => {
-                buf.set_window(REQUEST..REQUEST + len.min(WRITE_PAYLOAD + MAX_REQUEST));
+                buf.set_window(REQUEST..REQUEST + len);
                 buf.as_slice()
             }
             None => &[],
+        }
+    }
+
+    /// Bytes of the data area.
+    pub(crate) fn size(&self) -> usize {
+        self.size
+    }
+
+    /// The memory, for a command of a ring entry.
+    pub(crate) fn take_for_command(&mut self) -> Buf {
+        self.take()
+    }
+
+    /// The headers of the ring entry whose memory this is.
+    pub(crate) fn ring_headers(&mut self) -> Option<&[u8; ring_header::SIZE]> {
+        let buf = self.buf.as_mut()?;
+        buf.set_window(0..ring_header::SIZE);
+        buf.as_slice().first_chunk()
+    }
+
+    /// Puts the header of an answer with `len` bytes of data where the kernel looks for it in a ring entry.
+    pub(crate) fn put_ring_answer(&mut self, header: &OutHeader, len: usize) {
+        let entry = RingEntry {
+            payload_size: len as u32,
+            ..RingEntry::default()
+        };
+        if let Some(buf) = &mut self.buf {
+            buf.set_window(0..ring_header::SIZE);
+            let bytes = buf.as_mut_slice();
+            bytes[ring_header::IN_OUT..][..OUT_HEADER].copy_from_slice(header.as_bytes());
+            bytes[ring_header::ENTRY..].copy_from_slice(entry.as_bytes());
         }
     }
 
@@ -119,12 +162,24 @@ impl SlotBuf {
         self.touched
     }
 
+    /// Gives the data area's memory back to the kernel but for its first `len` bytes.
+    pub(crate) fn release_beyond(&mut self, len: usize) {
+        let kept = len.next_multiple_of(PAGE).min(self.size);
+        if let Some(buf) = &mut self.buf {
+            buf.set_window(DATA + kept..DATA + self.size);
+            if buf.release() {
+                self.touched = self.touched.min(kept);
+            }
+            self.zeroed = 0;
+        }
+    }
+
     /// Gives the data area's memory back to the kernel.
     pub(crate) fn release(&mut self) {
         if let Some(buf) = &mut self.buf {
-            buf.set_window(DATA..DATA + MAX_REQUEST);
+            buf.set_window(DATA..DATA + self.size);
             if buf.release() {
-                self.zeroed = MAX_REQUEST;
+                self.zeroed = self.size;
                 self.touched = 0;
             } else {
                 // Whatever is there stays there, and must not be taken for zeroes.
@@ -147,7 +202,7 @@ mod tests {
 
     #[test]
     fn zeroes_are_zeroes_whatever_was_there() {
-        let mut slot = SlotBuf::new().unwrap();
+        let mut slot = SlotBuf::new(1 << 20).unwrap();
         slot.zero(4096);
         assert_eq!(data(&mut slot, 4096), [0; 4096]);
         slot.put_struct(&[0xffu8; 104]);
@@ -165,7 +220,7 @@ mod tests {
 
     #[test]
     fn a_reply_is_header_and_data_in_one_piece() {
-        let mut slot = SlotBuf::new().unwrap();
+        let mut slot = SlotBuf::new(1 << 20).unwrap();
         let len = slot.put_struct(&0x0102_0304_u32);
         let header = OutHeader {
             len: 20,
@@ -180,9 +235,9 @@ mod tests {
 
     #[test]
     fn data_of_a_write_is_page_aligned() {
-        let mut slot = SlotBuf::new().unwrap();
+        let mut slot = SlotBuf::new(1 << 20).unwrap();
         let buf = slot.take_for_request();
-        assert_eq!(buf.len(), WRITE_PAYLOAD + MAX_REQUEST);
+        assert_eq!(buf.len(), WRITE_PAYLOAD + (1 << 20));
         slot.put(buf);
         let buf = slot.take_for_data(1);
         assert_eq!(buf.as_slice().as_ptr() as usize % PAGE, 0);

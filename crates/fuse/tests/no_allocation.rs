@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use diskfuse_block::drivers::{FileConfig, NullConfig, open_file, open_null};
 use diskfuse_block::{Graph, Node};
-use diskfuse_fuse::{AllowOther, DEFAULT_MAX_BACKGROUND, Export, ExportOptions};
+use diskfuse_fuse::{
+    AllowOther, DEFAULT_MAX_BACKGROUND, Export, ExportOptions, Transport, TransportOptions,
+};
 use diskfuse_ring::{Choice, Config, IoThread, Polling};
 
 /// Counts every allocation of the process.
@@ -41,7 +43,7 @@ const SIZE: u64 = 4 << 20;
 const ROUNDS: usize = 5;
 
 /// Serves `node` with one queue, runs `work` on the open file, and returns the least that a repetition allocated.
-fn allocations(node: Arc<dyn Node>, work: impl Fn(&File)) -> u64 {
+fn allocations(node: Arc<dyn Node>, transport: Transport, work: impl Fn(&File)) -> u64 {
     let folder = tempfile::tempdir().unwrap();
     let mountpoint = folder.path().join("file");
     File::create(&mountpoint).unwrap();
@@ -60,6 +62,10 @@ fn allocations(node: Arc<dyn Node>, work: impl Fn(&File)) -> u64 {
         growable: false,
         allow_other: AllowOther::Off,
         max_background: DEFAULT_MAX_BACKGROUND,
+        transport: TransportOptions {
+            transport,
+            ..TransportOptions::default()
+        },
     };
     let mailboxes = [thread.mailbox().clone()];
     // Dropped at the end, also of a failure: then nothing stays mounted.
@@ -93,30 +99,26 @@ fn reads_and_writes(file: &File) {
 // One test, as the counter is the process's.
 #[test]
 fn reads_and_writes_over_a_mount_allocate_nothing() {
-    let null = NullConfig {
-        size: SIZE,
-        ..NullConfig::default()
-    };
-    assert_eq!(
-        allocations(open_null(&null).unwrap(), reads_and_writes),
-        0,
-        "null"
-    );
-
+    std::fs::write("/sys/module/fuse/parameters/enable_uring", "Y").unwrap();
     let image = tempfile::NamedTempFile::new().unwrap();
     image.as_file().set_len(SIZE).unwrap();
-    for direct in [false, true] {
-        let filename = image.path().to_owned();
-        let config = FileConfig {
-            filename,
-            direct,
-            ..FileConfig::default()
+    for transport in [Transport::Device, Transport::Uring] {
+        let null = NullConfig {
+            size: SIZE,
+            ..NullConfig::default()
         };
-        let node = open_file(&config).unwrap();
-        assert_eq!(
-            allocations(node, reads_and_writes),
-            0,
-            "file, cache.direct={direct}"
-        );
+        let node = open_null(&null).unwrap();
+        let allocated = allocations(node, transport, reads_and_writes);
+        assert_eq!(allocated, 0, "null, {transport:?}");
+        for direct in [false, true] {
+            let config = FileConfig {
+                filename: image.path().to_owned(),
+                direct,
+                ..FileConfig::default()
+            };
+            let node = open_file(&config).unwrap();
+            let allocated = allocations(node, transport, reads_and_writes);
+            assert_eq!(allocated, 0, "file, cache.direct={direct}, {transport:?}");
+        }
     }
 }

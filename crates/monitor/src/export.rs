@@ -7,6 +7,10 @@ use crate::error::Error;
 use crate::fields::{self, Fields, OnOffAuto, Tree};
 use crate::ident;
 
+mod transport;
+
+pub use transport::{Placement, Transport, TransportOptions, parse_cpus};
+
 /// The greatest number of queues of one export, and so of its own threads and of the iothreads in its list.
 pub const MAX_QUEUES: usize = 64;
 
@@ -60,6 +64,8 @@ pub struct FuseExportOptions {
     /// `max-background`, not known to QEMU: how many asynchronous requests the kernel may have outstanding
     /// (`max_background` of `FUSE_INIT`). Default: the export chooses.
     pub max_background: Option<NonZeroU16>,
+    /// How requests come and answers go.
+    pub transport: TransportOptions,
 }
 
 /// Types of export that `qemu-storage-daemon` knows (`BlockExportType` in `qapi/block-export.json`).
@@ -125,6 +131,7 @@ impl FuseExportOptions {
             growable,
             allow_other,
             max_background,
+            transport: TransportOptions::read(fields)?,
         })
     }
 }

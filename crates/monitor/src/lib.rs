@@ -42,6 +42,9 @@ pub use blockdev::{
 };
 pub use command::{Directive, EventLoop, HelpTopic, parse as parse_command_line};
 pub use error::Error;
-pub use export::{ExportKind, ExportOptions, ExportThreads, FuseExportOptions};
+pub use export::{
+    ExportKind, ExportOptions, ExportThreads, FuseExportOptions, Placement, Transport,
+    TransportOptions, parse_cpus,
+};
 pub use fields::OnOffAuto;
 pub use object::{IothreadOptions, ObjectOptions};

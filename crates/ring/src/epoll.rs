@@ -85,6 +85,7 @@ impl Epoll {
                 let flags = EventFlags::from_bits_retain(events);
                 return self.wait_for(key, fd, flags);
             }
+            (Action::Command(_), _) => -libc::ENOSYS,
             _ => return false,
         };
         if matches!(action, Action::ReadReady) && result == -libc::EAGAIN {

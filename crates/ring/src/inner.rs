@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Waker};
@@ -13,13 +14,14 @@ use std::time::{Duration, Instant};
 
 use crate::awake;
 use crate::buf::Buf;
+use crate::command::{Command, CommandSink};
 use crate::config::{Backend, Choice, Config};
 use crate::driver::{Done, Driver, Nap};
 use crate::epoll::Epoll;
 use crate::error::Error;
 use crate::fd::SharedFd;
 use crate::mail::{Letter, Postbox};
-use crate::op::{Action, CancelKey, Table};
+use crate::op::{Action, CancelKey, Hearer, Table};
 use crate::polling::{Advice, Spin};
 use crate::pool::Pool;
 use crate::task::Tasks;
@@ -132,6 +134,33 @@ impl Inner {
         key
     }
 
+    /// Puts a command into the table and on its way.
+    pub(crate) fn start_command(
+        &self,
+        command: Command,
+        fd: &SharedFd,
+        buf: Buf,
+        sink: Rc<dyn CommandSink>,
+        name: u32,
+    ) {
+        self.operations.set(self.operations.get() + 1);
+        let mut ops = self.ops.borrow_mut();
+        let (base, len) = (buf.ptr(), buf.len());
+        let key = ops.insert(Action::Command(command), fd, Some(buf));
+        if let Some(cut) = command.memory
+            && let Some(entry) = ops.get(key)
+        {
+            let cut = cut.min(len);
+            let piece = |from: usize, to: usize| libc::iovec {
+                iov_base: base.wrapping_add(from).cast(),
+                iov_len: to - from,
+            };
+            entry.iovecs.extend([piece(0, cut), piece(cut, len)]);
+        }
+        ops.commanded_by(key, sink, name);
+        self.driver.borrow_mut().start(key, &mut ops);
+    }
+
     pub(crate) fn cancel(&self, key: CancelKey) {
         let mut ops = self.ops.borrow_mut();
         if ops.get(key).is_some_and(|entry| !entry.pooled) {
@@ -144,12 +173,13 @@ impl Inner {
     }
 
     pub(crate) fn complete(&self, key: CancelKey, result: i32) {
-        let (waker, fetched) = self.ops.borrow_mut().complete(key, result);
-        match waker {
+        let hearer = self.ops.borrow_mut().complete(key, result);
+        match hearer {
             // What was waited for brings new work, everything else ends old work.
-            Some(waker) if fetched => self.urgently(|| waker.wake()),
-            Some(waker) => waker.wake(),
-            None => {}
+            Hearer::Fetcher(waker) => self.urgently(|| waker.wake()),
+            Hearer::Task(waker) => waker.wake(),
+            Hearer::Commander(sink, name, buf) => sink.completed(name, result, buf),
+            Hearer::Nobody => {}
         }
     }
 

@@ -18,6 +18,7 @@
 
 mod awake;
 mod buf;
+mod command;
 mod config;
 mod current;
 mod driver;
@@ -37,6 +38,7 @@ mod uring;
 mod words;
 
 pub use buf::{Buf, PAGE};
+pub use command::{Command, CommandSink, carries_commands, command};
 pub use config::{Backend, Choice, Config, Counters};
 pub use current::{backend, counters, is_moving, mailbox, spawn, urgently, yield_now};
 pub use error::{Error, Reason};

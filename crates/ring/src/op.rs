@@ -6,9 +6,11 @@ use std::future::Future;
 use std::io;
 use std::marker::PhantomData;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use crate::buf::Buf;
+use crate::command::{Command, CommandSink};
 use crate::current;
 use crate::fd::SharedFd;
 use crate::mail::Reply;
@@ -52,6 +54,8 @@ pub(crate) enum Action {
     WriteNow {
         urgent: bool,
     },
+    /// A command of the descriptor's driver (IORING_OP_URING_CMD).
+    Command(Command),
 }
 
 impl Action {
@@ -79,8 +83,32 @@ pub(crate) struct Entry {
 enum State {
     Free,
     Flying(Option<Waker>),
+    /// Whoever is to have the answer, and his name for it.
+    Commanded(Rc<dyn CommandSink>, u32),
     Abandoned,
     Done(i32),
+}
+
+impl State {
+    /// Whether the kernel or a worker still has it.
+    fn in_flight(&self) -> bool {
+        matches!(
+            self,
+            Self::Flying(_) | Self::Abandoned | Self::Commanded(..)
+        )
+    }
+}
+
+/// Who is to hear of an operation that is done.
+pub(crate) enum Hearer {
+    /// Nobody.
+    Nobody,
+    /// The task that waits for it.
+    Task(Waker),
+    /// The task that waits for something new.
+    Fetcher(Waker),
+    /// Who gave the command, with its name and its memory.
+    Commander(Rc<dyn CommandSink>, u32, Buf),
 }
 
 /// Every operation of one ring.
@@ -99,8 +127,24 @@ impl Table {
 
     /// Operations that the kernel or a worker still has.
     pub(crate) fn in_flight(&self) -> usize {
-        let busy = |e: &&Entry| matches!(e.state, State::Flying(_) | State::Abandoned);
-        self.entries.iter().filter(busy).count()
+        self.entries.iter().filter(|e| e.state.in_flight()).count()
+    }
+
+    /// Commands that the kernel still has. It gives none back but by its own decision.
+    pub(crate) fn commands(&self) -> usize {
+        let commanded = |e: &&Entry| matches!(e.state, State::Commanded(..));
+        self.entries.iter().filter(commanded).count()
+    }
+
+    /// Gives the memory of the commands in flight up for good, as the kernel may write to it for a while after their ring
+    /// is closed.
+    pub(crate) fn leak_commands(&mut self) {
+        for entry in &mut self.entries {
+            if matches!(entry.state, State::Commanded(..)) {
+                std::mem::forget(entry.buf.take());
+                entry.state = State::Done(-libc::ECANCELED);
+            }
+        }
     }
 
     /// Whether an operation still waits for something to read. Transfers cannot be cancelled, so trying again to do
@@ -158,23 +202,38 @@ impl Table {
             .filter(|e| e.generation == key.generation && !matches!(e.state, State::Free))
     }
 
-    /// Takes the kernel's answer: `result` is a count or a negative errno. Returns whom to wake, and whether it was
-    /// a wait for something new.
-    pub(crate) fn complete(&mut self, key: CancelKey, result: i32) -> (Option<Waker>, bool) {
+    /// Names who is to have the answer of a command.
+    pub(crate) fn commanded_by(&mut self, key: CancelKey, sink: Rc<dyn CommandSink>, name: u32) {
+        if let Some(entry) = self.get(key) {
+            entry.state = State::Commanded(sink, name);
+        }
+    }
+
+    /// Takes the kernel's answer: `result` is a count or a negative errno. Returns who is to hear of it.
+    pub(crate) fn complete(&mut self, key: CancelKey, result: i32) -> Hearer {
         let Some(entry) = self.get(key) else {
-            return (None, false);
+            return Hearer::Nobody;
         };
         let waited = matches!(entry.action, Action::ReadReady);
-        let waker = match std::mem::replace(&mut entry.state, State::Done(result)) {
-            State::Flying(waker) => waker,
+        match std::mem::replace(&mut entry.state, State::Done(result)) {
+            State::Flying(Some(waker)) if waited => Hearer::Fetcher(waker),
+            State::Flying(Some(waker)) => Hearer::Task(waker),
+            State::Commanded(sink, name) => {
+                let buf = entry.buf.take();
+                self.recycle(key.index);
+                match buf {
+                    Some(buf) => Hearer::Commander(sink, name, buf),
+                    // A command has its memory from its start on.
+                    None => Hearer::Nobody,
+                }
+            }
             State::Abandoned => {
                 self.recycle(key.index);
-                None
+                Hearer::Nobody
             }
-            // `get` finds no free entries, and nothing completes twice.
-            State::Done(_) | State::Free => None,
-        };
-        (waker, waited)
+            // Not looked at yet; and `get` finds no free entries, and nothing completes twice.
+            State::Flying(None) | State::Done(_) | State::Free => Hearer::Nobody,
+        }
     }
 
     fn poll(&mut self, key: CancelKey, cx: &mut Context<'_>) -> Poll<Finished> {
@@ -197,7 +256,7 @@ impl Table {
                 }
                 Poll::Pending
             }
-            State::Abandoned | State::Free => Poll::Pending,
+            State::Abandoned | State::Commanded(..) | State::Free => Poll::Pending,
         }
     }
 
@@ -206,7 +265,7 @@ impl Table {
         match entry.state {
             State::Flying(_) => entry.state = State::Abandoned,
             State::Done(_) => self.recycle(key.index),
-            State::Abandoned | State::Free => {}
+            State::Abandoned | State::Commanded(..) | State::Free => {}
         }
     }
 

@@ -189,7 +189,10 @@ fn perform(action: Action, fd: RawFd, memory: &Memory) -> i32 {
                         Err(errno) => -errno.raw_os_error(),
                     };
                 }
-                Action::Poll { .. } | Action::ReadReady | Action::WriteNow { .. } => {
+                Action::Poll { .. }
+                | Action::ReadReady
+                | Action::WriteNow { .. }
+                | Action::Command(_) => {
                     return -libc::EINVAL;
                 }
             }

@@ -15,6 +15,9 @@ use crate::error::Error;
 use crate::inner::Inner;
 use crate::mail::Mailbox;
 
+/// How long a ring that ends waits for commands that the kernel has.
+const COMMANDS_LINGER: Duration = Duration::from_secs(2);
+
 /// The event loop of one thread. It cannot leave the thread that made it.
 pub struct Ring {
     inner: Rc<Inner>,
@@ -85,11 +88,27 @@ impl Ring {
         let start = Instant::now();
         let mut warned = false;
         let mut done = Done::new();
-        while inner.ops.borrow().in_flight() > 0 {
+        loop {
+            let (left, commands) = {
+                let ops = inner.ops.borrow();
+                (ops.in_flight(), ops.commands())
+            };
+            if left == 0 {
+                break;
+            }
+            // Whoever gave a command sees to its end; one that is still there is the kernel's until the ring is closed.
+            if left == commands && start.elapsed() > COMMANDS_LINGER {
+                tracing::warn!(
+                    commands,
+                    "the kernel keeps commands; closing the event loop under them"
+                );
+                inner.ops.borrow_mut().leak_commands();
+                break;
+            }
             // A timer of its own keeps the wait from being endless without a word.
             let mut ops = inner.ops.borrow_mut();
             let nap = if inner.post.lie_down() {
-                Nap::For(Duration::from_secs(1))
+                Nap::For(Duration::from_millis(500))
             } else {
                 Nap::None
             };

@@ -9,9 +9,9 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use io_uring::squeue::{Entry as Sqe, Flags};
+use io_uring::squeue::{Entry128 as Sqe, Flags};
 use io_uring::types::{CancelBuilder, Fd, FsyncFlags, SubmitArgs, Timespec};
-use io_uring::{IoUring, opcode};
+use io_uring::{IoUring, cqueue, opcode};
 
 use crate::driver::{Done, Nap};
 use crate::mail::Postbox;
@@ -44,8 +44,20 @@ fn key_of(user_data: u64) -> CancelKey {
     }
 }
 
+/// Sets the field `len` of a command, for which the `io-uring` crate has no name.
+fn with_length(mut sqe: Sqe, len: u32) -> Sqe {
+    /// Where `len` lies in `struct io_uring_sqe`, in bytes.
+    const LEN: usize = 24;
+    const { assert!(size_of::<Sqe>() == 128) };
+    let base: *mut u8 = (&raw mut sqe).cast();
+    // SAFETY: the entry is 128 bytes of plain data laid out as the kernel's struct, so four bytes at 24 are its `len`,
+    // aligned as a u32 is.
+    unsafe { base.add(LEN).cast::<u32>().write(len) };
+    sqe
+}
+
 pub(crate) struct Uring {
-    ring: IoUring,
+    ring: IoUring<Sqe, cqueue::Entry>,
     bell: Box<[u8; 8]>,
     bell_armed: bool,
     /// Operations whose cancellation found nothing.
@@ -56,10 +68,11 @@ pub(crate) struct Uring {
 }
 
 impl Uring {
-    /// Sets a ring up with the best flags that this kernel has. Measured on 6.18: with DEFER_TASKRUN completions of
+    /// Sets a ring up with the best flags that this kernel has; entries are of the long kind, which commands need (Linux
+    /// 5.19). Measured on 6.18: with DEFER_TASKRUN completions of
     /// other CPUs do not interrupt this one, and TASKRUN_FLAG lets a spinning loop see them without a system call.
     pub(crate) fn new() -> io::Result<Self> {
-        let best = IoUring::builder()
+        let best = IoUring::<Sqe, cqueue::Entry>::builder()
             .setup_cqsize(COMPLETIONS)
             .setup_single_issuer()
             .setup_defer_taskrun()
@@ -67,9 +80,11 @@ impl Uring {
             .setup_submit_all()
             .build(ENTRIES);
         let ring = match best {
-            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => IoUring::builder()
-                .setup_cqsize(COMPLETIONS)
-                .build(ENTRIES)?,
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
+                IoUring::<Sqe, cqueue::Entry>::builder()
+                    .setup_cqsize(COMPLETIONS)
+                    .build(ENTRIES)?
+            }
             other => other?,
         };
         // Linux 5.5, 5.11 and 5.17: without the last a wait for /dev/fuse cannot be linked to its read.
@@ -168,23 +183,37 @@ impl Uring {
                     .user_data(user_data(TAG_GATE, key))
                     .flags(Flags::IO_LINK | Flags::SKIP_SUCCESS);
                 let read = opcode::Read::new(fd, base, len).offset(u64::MAX).build();
-                self.push(&[gate, read.user_data(user_data(TAG_OP, key))]);
+                let read = read.user_data(user_data(TAG_OP, key));
+                self.push(&[gate.into(), read.into()]);
+                return;
+            }
+            Action::Command(command) => {
+                let mut cmd = [0; 80];
+                cmd[..command.arguments.len()].copy_from_slice(&command.arguments);
+                let sqe = opcode::UringCmd80::new(fd, command.op).cmd(cmd);
+                let sqe = match command.memory {
+                    None => sqe.build(),
+                    Some(_) => with_length(sqe.addr(Some(iovecs.addr() as u64)).build(), count),
+                };
+                self.push(&[sqe.user_data(user_data(TAG_OP, key))]);
                 return;
             }
         };
-        self.push(&[sqe.user_data(user_data(TAG_OP, key))]);
+        self.push(&[sqe.user_data(user_data(TAG_OP, key)).into()]);
     }
 
     pub(crate) fn cancel(&mut self, key: CancelKey, table: &mut Table) {
         let cancel = |tag| {
             let which = CancelBuilder::user_data(user_data(tag, key));
             let sqe = opcode::AsyncCancel2::new(which).build();
-            sqe.user_data(user_data(TAG_NOBODY, key))
+            sqe.user_data(user_data(TAG_NOBODY, key)).into()
         };
         match table.get(key).map(|e| e.action) {
             None => {}
             // Once the gate is open the read stands alone. If another queue was faster then, it waits by a poll of its
             // own, in spite of O_NONBLOCK.
+            // The kernel gives a command back when its driver does.
+            Some(Action::Command(_)) => {}
             Some(Action::ReadReady) => self.push(&[cancel(TAG_GATE), cancel(TAG_OP)]),
             Some(_) => self.push(&[cancel(TAG_OP)]),
         }
@@ -223,7 +252,7 @@ impl Uring {
         };
         // Through a poll, as the eventfd is non-blocking and a plain read of it would answer EAGAIN.
         let sqe = opcode::PollAdd::new(Fd(home.bell().as_raw_fd()), libc::POLLIN as u32).build();
-        self.push(&[sqe.user_data(user_data(TAG_BELL, nobody))]);
+        self.push(&[sqe.user_data(user_data(TAG_BELL, nobody)).into()]);
     }
 
     pub(crate) fn turn(

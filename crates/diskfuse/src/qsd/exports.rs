@@ -1,7 +1,9 @@
 //! Exports of the storage daemon's command line: which node, on which threads.
 
 use diskfuse_fuse::{AllowOther, DEFAULT_MAX_BACKGROUND};
-use diskfuse_monitor::{ExportKind, ExportOptions, ExportThreads, OnOffAuto};
+use diskfuse_monitor::{
+    ExportKind, ExportOptions, ExportThreads, OnOffAuto, Placement, Transport, TransportOptions,
+};
 
 use super::objects::Iothreads;
 use super::suggest;
@@ -46,6 +48,7 @@ pub fn add(daemon: &mut Daemon, iothreads: &mut Iothreads, options: &ExportOptio
             max_background: fuse
                 .max_background
                 .map_or(DEFAULT_MAX_BACKGROUND, std::num::NonZero::get),
+            transport: transport(&fuse.transport),
         },
         node: options.node_name.clone(),
         mailboxes,
@@ -53,6 +56,26 @@ pub fn add(daemon: &mut Daemon, iothreads: &mut Iothreads, options: &ExportOptio
         made: None,
     };
     daemon.start_export(new).map(drop)
+}
+
+/// How requests come, in the terms of the export.
+fn transport(options: &TransportOptions) -> diskfuse_fuse::TransportOptions {
+    diskfuse_fuse::TransportOptions {
+        transport: match options.transport {
+            Transport::Auto => diskfuse_fuse::Transport::Auto,
+            Transport::Device => diskfuse_fuse::Transport::Device,
+            Transport::Uring => diskfuse_fuse::Transport::Uring,
+        },
+        depth: options.depth,
+        max_payload: options.max_payload,
+        placement: match &options.placement {
+            Placement::Auto => diskfuse_fuse::Placement::Auto,
+            Placement::Free => diskfuse_fuse::Placement::Free,
+            Placement::Pinned => diskfuse_fuse::Placement::Pinned,
+            Placement::Spread => diskfuse_fuse::Placement::Spread,
+            Placement::Cpus(cpus) => diskfuse_fuse::Placement::Cpus(cpus.clone()),
+        },
+    }
 }
 
 /// QEMU looks for a node by another way here than elsewhere, and says so in other words.

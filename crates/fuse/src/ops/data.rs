@@ -5,7 +5,6 @@ use zerocopy::IntoBytes;
 
 use super::{Answer, disk_error};
 use crate::abi::WriteOut;
-use crate::handshake::MAX_REQUEST;
 use crate::queue::Queue;
 use crate::shared::bump;
 use crate::slot::SlotBuf;
@@ -14,7 +13,7 @@ use crate::slot::SlotBuf;
 pub(super) async fn read(queue: &Queue, slot: &mut SlotBuf, offset: u64, size: u32) -> Answer {
     let node = &*queue.shared.node;
     let left = node.size().saturating_sub(offset);
-    let len = u64::from(size).min(MAX_REQUEST as u64).min(left);
+    let len = u64::from(size).min(slot.size() as u64).min(left);
     let bytes = len as usize;
     if len == 0 {
         return Ok(0);

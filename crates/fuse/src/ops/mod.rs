@@ -8,7 +8,7 @@ mod space;
 use diskfuse_block::Error;
 
 use crate::abi::{StatfsOut, init};
-use crate::handshake;
+use crate::handshake::{self, Offer, Wish};
 use crate::queue::Queue;
 use crate::request::Operation;
 use crate::shared::bump;
@@ -60,7 +60,15 @@ pub(crate) async fn perform(queue: &Queue, slot: &mut SlotBuf, operation: Operat
             minor,
             max_readahead,
             flags,
-        } => init(queue, slot, major, minor, max_readahead, flags),
+        } => {
+            let offer = Offer {
+                major,
+                minor,
+                max_readahead,
+                flags,
+            };
+            init(queue, slot, offer)
+        }
         // The only file has no name inside itself.
         Operation::Lookup => Err(libc::ENOENT),
         // Silent requests go unanswered before they come here.
@@ -72,27 +80,30 @@ pub(crate) async fn perform(queue: &Queue, slot: &mut SlotBuf, operation: Operat
     }
 }
 
-fn init(
-    queue: &Queue,
-    slot: &mut SlotBuf,
-    major: u32,
-    minor: u32,
-    max_readahead: u32,
-    flags: u64,
-) -> Answer {
-    let background = queue.shared.options.max_background;
-    match handshake::answer(major, minor, max_readahead, flags, background) {
-        Ok(out) => {
-            let got = u64::from(out.flags) | u64::from(out.flags2) << 32;
+fn init(queue: &Queue, slot: &mut SlotBuf, offer: Offer) -> Answer {
+    let shared = &*queue.shared;
+    let wish = Wish {
+        max_background: shared.options.max_background,
+        max_request: shared.plan.max_request,
+        ring: shared.plan.ring.is_some(),
+    };
+    let answered = handshake::answer(offer, wish).and_then(|out| {
+        let got = u64::from(out.flags) | u64::from(out.flags2) << 32;
+        shared.agreed_on(got & init::OVER_IO_URING != 0)?;
+        Ok((out, got))
+    });
+    match answered {
+        Ok((out, got)) => {
             tracing::debug!(
-                minor,
+                minor = offer.minor,
                 async_dio = got & init::ASYNC_DIO != 0,
+                uring = got & init::OVER_IO_URING != 0,
                 "the kernel's FUSE"
             );
             Ok(slot.put_struct(&out))
         }
         Err(why) => {
-            queue.shared.greet(Err(why));
+            shared.greet(Err(why));
             Err(libc::EPROTO)
         }
     }

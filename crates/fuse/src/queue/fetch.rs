@@ -42,8 +42,16 @@ impl Queue {
     /// Fetches until the export ends.
     pub(super) async fn fetch(self: &Rc<Self>) {
         while !self.shared.ending() {
+            if self.must_register() {
+                self.register().await;
+                continue;
+            }
             if self.must_rest() {
                 self.rest().await;
+                continue;
+            }
+            if !self.reads_device() {
+                self.until_distracted().await;
                 continue;
             }
             match self.fetch_when_ready().await {
@@ -56,7 +64,7 @@ impl Queue {
     }
 
     /// Whether this queue is not to fetch now.
-    fn must_rest(&self) -> bool {
+    pub(super) fn must_rest(&self) -> bool {
         self.shared.ending() || self.shared.paused() || !self.shared.wanted(self.index)
     }
 
@@ -68,7 +76,7 @@ impl Queue {
         self.shared.became_quiet();
         std::future::poll_fn(|_| {
             // The task's waker is in the lane; whoever changes a flag wakes it.
-            if self.shared.ending() || !self.must_rest() {
+            if self.shared.ending() || !self.must_rest() || self.must_register() {
                 Poll::Ready(())
             } else {
                 Poll::Pending
@@ -93,7 +101,7 @@ impl Queue {
     async fn fetch_the_rest(self: &Rc<Self>) {
         let mut got = 0;
         let mut burst = 0;
-        while !self.must_rest() {
+        while !self.is_distracted() {
             match self.fetch_now() {
                 Fetched::Something => {
                     got += 1;
@@ -152,12 +160,12 @@ impl Queue {
         outcome
     }
 
-    async fn read_unless_resting(&self, buf: Buf) -> (io::Result<usize>, Buf) {
+    async fn read_unless_resting(self: &Rc<Self>, buf: Buf) -> (io::Result<usize>, Buf) {
         let mut read = read_ready(&self.device, buf);
         let key = read.key();
         let mut cancelled = false;
         std::future::poll_fn(|cx| {
-            if !cancelled && self.must_rest() {
+            if !cancelled && self.is_distracted() {
                 cancelled = true;
                 diskfuse_ring::cancel(key);
             }
@@ -227,7 +235,7 @@ impl Queue {
             }
             Err(Malformed::Body { unique }) => {
                 tracing::warn!(export = %self.shared.options.id, len, "a truncated request; answered EINVAL");
-                Pending::new(&self.device, unique).refuse(libc::EINVAL);
+                Pending::refuse(&self.device, unique, libc::EINVAL);
                 self.slots.put_back(slot);
             }
             Err(Malformed::Length { read, said }) => {

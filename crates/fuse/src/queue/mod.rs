@@ -1,8 +1,9 @@
-//! A queue: one `/dev/fuse` descriptor on one thread's ring. It fetches requests, hands each to a slot, and pauses,
-//! parks or ends when the export says so. It never serves a request itself and never waits while it could fetch.
+//! A queue: one `/dev/fuse` descriptor on one thread's ring, and the entries that the thread has in the kernel's queues of FUSE
+//! over io_uring. It fetches requests, hands each to a slot, and pauses, parks or ends when the export says so. It never serves a request itself and never waits while it could fetch.
 
 mod fetch;
 mod pending;
+mod ring;
 mod scale;
 mod serve;
 mod slots;
@@ -17,6 +18,7 @@ use std::task::{Poll, Waker};
 use diskfuse_ring::SharedFd;
 
 use crate::shared::{End, Lane, Shared};
+use ring::RingSide;
 use scale::Scale;
 use slots::{Slot, Slots};
 
@@ -31,6 +33,8 @@ pub(crate) struct Queue {
     /// Wakes in a row that brought a single request.
     lonely_wakes: Cell<u32>,
     scale: Scale,
+    /// What this thread has in the kernel's queues of FUSE over io_uring.
+    ring: RingSide,
 }
 
 /// Sees to it that the export learns of the queue's end, however it comes.
@@ -68,6 +72,7 @@ pub(crate) async fn run(mut membership: Membership, device: SharedFd) {
         starved: RefCell::new(None),
         lonely_wakes: Cell::new(0),
         scale: Scale::default(),
+        ring: RingSide::default(),
     });
     let mine = std::future::poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
     // Set once: this function runs once for each lane.
@@ -120,6 +125,11 @@ impl Queue {
                 tracing::error!(export = %self.shared.options.id, ?sent, "the kernel refused a reply");
             }
         }
+        self.freed(slot);
+    }
+
+    /// A slot's request is answered.
+    fn freed(self: &Rc<Self>, slot: &Rc<Slot>) {
         self.slots.finish(slot);
         if self.slots.wants_trim() {
             drop(diskfuse_ring::spawn(slots::trim(Rc::downgrade(self))));

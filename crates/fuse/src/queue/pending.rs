@@ -7,13 +7,16 @@ use zerocopy::IntoBytes;
 use crate::abi::{OUT_HEADER, OutHeader};
 
 pub(super) struct Pending<'a> {
-    device: &'a SharedFd,
+    /// Absent if the request lies in an entry, which cannot be answered without its memory: it stays unanswered until the
+    /// export's end, which is near, fails it.
+    device: Option<&'a SharedFd>,
     unique: u64,
     answered: bool,
 }
 
 impl<'a> Pending<'a> {
-    pub(super) fn new(device: &'a SharedFd, unique: u64) -> Self {
+    /// A request that came through `device`, or in an entry.
+    pub(super) fn new(device: Option<&'a SharedFd>, unique: u64) -> Self {
         Self {
             device,
             unique,
@@ -36,10 +39,9 @@ impl<'a> Pending<'a> {
         (header, len)
     }
 
-    /// Answers with an errno (positive) at once.
-    pub(super) fn refuse(self, errno: i32) {
-        let device = self.device;
-        let (header, _) = self.header(Err(errno));
+    /// Answers one that came through `device` with an errno (positive) at once.
+    pub(super) fn refuse(device: &SharedFd, unique: u64, errno: i32) {
+        let (header, _) = Pending::new(Some(device), unique).header(Err(errno));
         // If the connection is gone, so is whoever waits for this.
         let _ = rustix::io::write(device, header.as_bytes());
     }
@@ -59,7 +61,9 @@ impl Drop for Pending<'_> {
             error: -libc::EIO,
             unique: self.unique,
         };
-        // Nobody is left to hear of a failure.
-        let _ = rustix::io::write(self.device, header.as_bytes());
+        if let Some(device) = self.device {
+            // Nobody is left to hear of a failure.
+            let _ = rustix::io::write(device, header.as_bytes());
+        }
     }
 }

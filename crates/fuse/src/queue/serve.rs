@@ -11,11 +11,19 @@ use crate::request::{Operation, Request};
 /// Serves the requests of one slot until the queue is gone.
 pub(super) async fn run(queue: Rc<Queue>, slot: Rc<Slot>) {
     while let Some(Request { unique, operation }) = slot.assigned().await {
-        let pending = Pending::new(&queue.device, unique);
+        let entry = slot.entry();
+        let device = entry.is_none().then_some(&queue.device);
+        let pending = Pending::new(device, unique);
         let mut memory = slot.take_memory();
         let answer = ops::perform(&queue, &mut memory, operation).await;
         let greeted = matches!((operation, &answer), (Operation::Init { .. }, Ok(_)));
         let (header, len) = pending.header(answer);
+        if let Some(entry) = entry {
+            queue.replying();
+            queue.commit(entry, memory, &header, len);
+            queue.freed(&slot);
+            continue;
+        }
         let reply = memory.take_for_reply(&header, len);
         // Whoever started the export waits for the greeting, and large memory for being given back.
         let urgent = queue.replying() || greeted || memory.touched() > SMALL;
@@ -24,7 +32,7 @@ pub(super) async fn run(queue: Rc<Queue>, slot: Rc<Slot>) {
         slot.put_memory(memory);
         queue.answered(&slot, &sent);
         if greeted {
-            queue.shared.greet(Ok(()));
+            queue.shared.introduced();
         }
     }
 }

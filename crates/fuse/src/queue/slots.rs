@@ -33,6 +33,8 @@ pub(super) struct Slot {
     request: Cell<Option<Request>>,
     waker: RefCell<Option<Waker>>,
     closed: Cell<bool>,
+    /// The entry whose request is served, and whose memory is borrowed for that; else the slot's memory is its own.
+    entry: Cell<Option<u32>>,
     /// Bytes that the request in it may touch.
     cost: Cell<usize>,
     /// Bytes that are resident while it is idle.
@@ -51,6 +53,18 @@ impl Slot {
 
     pub(super) fn put_memory(&self, memory: SlotBuf) {
         self.memory.set(Some(memory));
+    }
+
+    /// The entry that the slot's request came in, if it came in one.
+    pub(super) fn entry(&self) -> Option<u32> {
+        self.entry.get()
+    }
+
+    /// Hands a request that came in an entry to the slot's task, with the entry's memory.
+    pub(super) fn lend(&self, entry: u32, memory: SlotBuf, request: Request) {
+        self.entry.set(Some(entry));
+        self.put_memory(memory);
+        self.assign(request);
     }
 
     /// Hands a request to the slot's task.
@@ -83,10 +97,30 @@ impl Slot {
     }
 }
 
+impl Slot {
+    /// Makes a slot and its task.
+    fn start(queue: &Rc<Queue>, memory: Option<SlotBuf>) -> Rc<Self> {
+        let slot = Rc::new(Self {
+            memory: Cell::new(memory),
+            request: Cell::new(None),
+            waker: RefCell::new(None),
+            closed: Cell::new(false),
+            entry: Cell::new(None),
+            touched: Cell::new(0),
+            cost: Cell::new(0),
+        });
+        let task = super::serve::run(Rc::clone(queue), Rc::clone(&slot));
+        drop(diskfuse_ring::spawn(task));
+        slot
+    }
+}
+
 /// All slots of a queue.
 #[derive(Default)]
 pub(super) struct Slots {
     free: RefCell<Vec<Rc<Slot>>>,
+    /// Those without memory of their own, for requests that come in entries.
+    bare: RefCell<Vec<Rc<Slot>>>,
     made: Cell<usize>,
     busy: Cell<usize>,
     bytes: Cell<usize>,
@@ -116,20 +150,15 @@ impl Slots {
         if self.made.get() == SLOTS {
             return Ok(None);
         }
-        let slot = Rc::new(Slot {
-            memory: Cell::new(Some(SlotBuf::new()?)),
-            request: Cell::new(None),
-            waker: RefCell::new(None),
-            closed: Cell::new(false),
-            touched: Cell::new(0),
-            cost: Cell::new(0),
-        });
+        let memory = SlotBuf::new(queue.shared.plan.max_request)?;
         self.made.set(self.made.get() + 1);
-        drop(diskfuse_ring::spawn(super::serve::run(
-            Rc::clone(queue),
-            Rc::clone(&slot),
-        )));
-        Ok(Some(slot))
+        Ok(Some(Slot::start(queue, Some(memory))))
+    }
+
+    /// A slot without memory. There are never more of them than entries.
+    pub(super) fn take_bare(&self, queue: &Rc<Queue>) -> Rc<Slot> {
+        let free = self.bare.borrow_mut().pop();
+        free.unwrap_or_else(|| Slot::start(queue, None))
     }
 
     /// Takes a slot back, idle.
@@ -157,7 +186,10 @@ impl Slots {
     pub(super) fn finish(&self, slot: &Rc<Slot>) {
         self.busy.set(self.busy.get() - 1);
         self.bytes.set(self.bytes.get() - slot.cost.get());
-        self.put_back(Rc::clone(slot));
+        match slot.entry() {
+            None => self.put_back(Rc::clone(slot)),
+            Some(_) => self.bare.borrow_mut().push(Rc::clone(slot)),
+        }
     }
 
     /// Whether it is time to think of giving memory back, once: then [`trim`] is to be spawned.
@@ -181,7 +213,8 @@ impl Slots {
 
     /// Ends the tasks of all slots. None is busy any more.
     pub(super) fn close(&self) {
-        for slot in self.free.borrow_mut().drain(..) {
+        let bare = self.bare.take();
+        for slot in self.free.borrow_mut().drain(..).chain(bare) {
             slot.closed.set(true);
             slot.wake();
         }

@@ -54,6 +54,13 @@ Exports
         iothread.0=ID,iothread.1=ID  serve from each of these, one queue each
         fixed-iothread=on|off        fail if the node cannot move to the iothread (off)
         max-background=N             asynchronous requests that the kernel may have waiting, 1 to 65535
+        transport=auto|device|uring  how requests come: through /dev/fuse, or by FUSE over io_uring (auto: if it is there)
+        depth=N                      with uring: requests that each CPU's queue hands out at once, 1 to 1024
+        max-payload=BYTES            the largest request (what the kernel allows, up to 4M)
+        placement=auto|free|pinned|spread
+                                     with uring: threads run anywhere, on the CPUs that they serve, or on others
+        cpus=CPU or cpus=FIRST-LAST  with uring: one thread after the other runs on these
+        passthrough=off|auto|on      let the kernel read and write a raw image file itself (off)
 
 Helpers
   --object [qom-type=]iothread,id=ID[,KEY=VALUE...]

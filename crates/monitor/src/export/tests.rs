@@ -21,6 +21,7 @@ fn defaults_are_those_of_qemu() {
         growable: false,
         allow_other: OnOffAuto::Auto,
         max_background: None,
+        transport: TransportOptions::default(),
     };
     assert_eq!(
         read(""),
@@ -152,4 +153,42 @@ fn what_only_qemu_has_is_told_apart_from_what_nobody_has() {
         message("fus"),
         "Parameter 'type' does not accept value 'fus' (did you mean 'fuse'?)"
     );
+}
+
+#[test]
+fn the_way_of_requests_is_read() {
+    let way = |text: &str| {
+        let ExportKind::Fuse(fuse) = read(text).kind;
+        fuse.transport
+    };
+    assert_eq!(
+        way(",transport=uring,depth=8,max-payload=1M,cpus=1-2,passthrough=auto"),
+        TransportOptions {
+            transport: Transport::Uring,
+            depth: NonZeroU16::new(8),
+            max_payload: Some(1 << 20),
+            placement: Placement::Cpus(vec![1, 2]),
+            passthrough: OnOffAuto::Auto,
+        }
+    );
+    assert_eq!(way(",placement=spread").placement, Placement::Spread);
+    assert_eq!(
+        way(",cpus.0=3,cpus.1=0-1").placement,
+        Placement::Cpus(vec![3, 0, 1])
+    );
+    for wrong in [
+        "transport=io_uring",
+        "depth=0",
+        "depth=70000",
+        "max-payload=4G",
+        "placement=near",
+        "cpus=3-1",
+        "cpus=a",
+        "placement=free,cpus=1",
+        "passthrough=maybe",
+    ] {
+        let said = message(&format!("{START},{wrong}"));
+        let name = wrong.split_once('=').unwrap().0;
+        assert!(said.contains(name), "{wrong}: {said}");
+    }
 }

@@ -1,0 +1,226 @@
+//! FUSE over io_uring, the kernel's side of one thread: entries that wait in the kernel's queues for requests. An entry's
+//! memory is either with the kernel (while its command is in flight), or with whoever serves the request in it; the
+//! answer goes back with the command that asks for the next request. It must never touch memory that is with the kernel,
+//! and never answer a request twice.
+//!
+//! Source: `Documentation/filesystems/fuse/fuse-io-uring.rst`, `include/uapi/linux/fuse.h`, `fs/fuse/dev_uring.c` of Linux.
+//! * There is one queue for each CPU that may ever be. A request goes to the queue of the CPU that its caller runs on,
+//!   and none is served before every queue has an entry.
+//! * A registration that fails makes the kernel go back to `/dev/fuse`, unless all queues have an entry already.
+//! * FORGET and INTERRUPT come through `/dev/fuse` all the same.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::rc::{Rc, Weak};
+
+use diskfuse_ring::{Buf, Command, CommandSink, SharedFd, command};
+use zerocopy::IntoBytes;
+
+use super::RingPlan;
+use crate::abi::{OutHeader, RingCommand, ring_command, ring_header};
+use crate::queue::Queue;
+use crate::request::parse_ring;
+use crate::slot::{DATA, SlotBuf};
+
+/// Bytes of data that a thread's idle entries may keep resident before those that hold much are made to give it back.
+const RESIDENT: usize = 16 << 20;
+/// What an entry may keep in any case.
+const SMALL: usize = 64 << 10;
+
+/// One entry.
+struct Entry {
+    /// The kernel's queue that it belongs to.
+    queue: u16,
+    /// Absent while a request in it is served; without its memory while the kernel has that.
+    memory: Cell<Option<SlotBuf>>,
+    /// The kernel's name for the request in it.
+    commit_id: Cell<u64>,
+}
+
+/// All entries of one thread.
+pub(crate) struct Entries {
+    device: SharedFd,
+    queue: RefCell<Weak<Queue>>,
+    this: Weak<Self>,
+    all: Box<[Entry]>,
+    /// The kernel's queues that they belong to; so many entries are the first of theirs.
+    queues: usize,
+    /// Bytes of data that may be resident in entries that the kernel has.
+    resident: Cell<usize>,
+    /// Entries that the kernel has, or that are being served.
+    alive: Cell<usize>,
+    /// What the kernel said to a registration, a positive errno.
+    refused: Cell<Option<i32>>,
+}
+
+/// The kernel's queues that thread `thread` of `threads` serves.
+pub(crate) fn queues_of(thread: usize, threads: usize, queues: u16) -> impl Iterator<Item = u16> {
+    (0..queues).filter(move |&queue| usize::from(queue) % threads == thread)
+}
+
+impl Entries {
+    /// Entries for the queues of thread `thread` of `threads`, each with memory for requests of `max_request` bytes, which
+    /// is not resident before it is used. Fails with ENOMEM when there is no address space for it.
+    pub(crate) fn new(
+        device: &SharedFd,
+        plan: &RingPlan,
+        thread: usize,
+        threads: usize,
+        max_request: usize,
+    ) -> io::Result<Rc<Self>> {
+        let queues: Vec<u16> = queues_of(thread, threads, plan.queues).collect();
+        let depth = usize::from(plan.depth);
+        let piece = DATA + max_request;
+        let mut rest = match queues.len() * depth {
+            0 => None,
+            count => {
+                let bytes = count.checked_mul(piece);
+                Some(Buf::new(bytes.ok_or(io::ErrorKind::OutOfMemory)?)?)
+            }
+        };
+        let mut all = Vec::with_capacity(queues.len() * depth);
+        let count = queues.len();
+        // First one of each queue, then the second of each.
+        for queue in std::iter::repeat_n(queues, depth).flatten() {
+            let Some(mut buf) = rest.take() else { break };
+            if buf.capacity() > piece {
+                rest = Some(buf.split_off(piece));
+            }
+            all.push(Entry {
+                queue,
+                memory: Cell::new(Some(SlotBuf::of(buf))),
+                commit_id: Cell::new(0),
+            });
+        }
+        Ok(Rc::new_cyclic(|this| Self {
+            device: device.clone(),
+            queue: RefCell::new(Weak::new()),
+            this: Weak::clone(this),
+            resident: Cell::new(0),
+            alive: Cell::new(all.len()),
+            all: all.into(),
+            queues: count,
+            refused: Cell::new(None),
+        }))
+    }
+
+    /// Offers all entries to the kernel; requests in them go to `queue`. Whether the kernel takes them is known after the next
+    /// turn of the loop: see [`Entries::refused`].
+    pub(crate) fn register(&self, queue: &Rc<Queue>) {
+        *self.queue.borrow_mut() = Rc::downgrade(queue);
+        for (index, entry) in (0u32..).zip(&self.all) {
+            if let Some(memory) = entry.memory.take() {
+                self.give(index, entry, memory, ring_command::REGISTER);
+            }
+        }
+    }
+
+    /// What the kernel said to a registration, if it refused one.
+    pub(crate) fn refused(&self) -> Option<io::Error> {
+        self.refused.get().map(io::Error::from_raw_os_error)
+    }
+
+    /// Answers the request in entry `index`, whose memory this is, with a header and `len` bytes of data, and lets the kernel
+    /// use the entry for the next one.
+    pub(crate) fn commit(&self, index: u32, mut memory: SlotBuf, header: &OutHeader, len: usize) {
+        let Some(entry) = self.all.get(index as usize) else {
+            return;
+        };
+        memory.put_ring_answer(header, len);
+        // What the kernel has cannot be taken back, so this is the only occasion.
+        if memory.touched() > SMALL && len <= SMALL && self.resident.get() > RESIDENT {
+            memory.release_beyond(len);
+        }
+        self.give(index, entry, memory, ring_command::COMMIT_AND_FETCH);
+    }
+
+    fn give(&self, index: u32, entry: &Entry, mut memory: SlotBuf, op: u32) {
+        let Some(this) = self.this.upgrade() else {
+            return;
+        };
+        let arguments = RingCommand {
+            commit_id: entry.commit_id.get(),
+            queue: entry.queue,
+            ..RingCommand::default()
+        };
+        let mut bytes = [0; size_of::<RingCommand>()];
+        bytes.copy_from_slice(arguments.as_bytes());
+        let order = Command {
+            op,
+            arguments: bytes,
+            memory: (op == ring_command::REGISTER).then_some(DATA),
+        };
+        self.resident.set(self.resident.get() + memory.touched());
+        let buf = memory.take_for_command();
+        entry.memory.set(Some(memory));
+        let sink: Rc<dyn CommandSink> = this;
+        command(&self.device, order, buf, &sink, index);
+    }
+
+    /// The kernel has no use for an entry any more.
+    fn gone(&self, index: u32, errno: i32) {
+        let left = self.alive.get().saturating_sub(1);
+        self.alive.set(left);
+        // Without a queue the export has ended, and that is why.
+        let Some(queue) = self.queue.borrow().upgrade() else {
+            return;
+        };
+        match errno {
+            libc::ENOTCONN | libc::ECONNABORTED | libc::ENODEV | libc::ECANCELED => {
+                queue.ring_gone();
+            }
+            errno if !queue.registering() => queue.ring_failed(errno, left),
+            // The first entry of each queue decides whether the kernel uses them at all.
+            errno if (index as usize) < self.queues => self.refused.set(Some(errno)),
+            errno => tracing::warn!(
+                errno,
+                "the kernel refuses an entry of a queue; it has others"
+            ),
+        }
+    }
+}
+
+impl CommandSink for Entries {
+    fn completed(&self, index: u32, result: i32, buf: Buf) {
+        let Some(entry) = self.all.get(index as usize) else {
+            return;
+        };
+        let Some(mut memory) = entry.memory.take() else {
+            return;
+        };
+        memory.put(buf);
+        self.resident.set(self.resident.get() - memory.touched());
+        if result < 0 {
+            entry.memory.set(Some(memory));
+            return self.gone(index, result.saturating_neg());
+        }
+        let Some(queue) = self.queue.borrow().upgrade() else {
+            entry.memory.set(Some(memory));
+            return;
+        };
+        let Some((said, request)) = memory.ring_headers().map(parse_ring) else {
+            return;
+        };
+        entry.commit_id.set(said.commit_id);
+        memory.dirty(memory.size().min(said.payload_size as usize));
+        queue.requested(index, memory, request);
+    }
+}
+
+const _: () = assert!(ring_header::SIZE <= DATA);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_queue_is_served_by_one_thread() {
+        for threads in [1, 2, 3, 8] {
+            let mut served: Vec<u16> = (0..threads)
+                .flat_map(|thread| queues_of(thread, threads, 5))
+                .collect();
+            served.sort_unstable();
+            assert_eq!(served, [0, 1, 2, 3, 4]);
+        }
+    }
+}

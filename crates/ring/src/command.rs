@@ -1,0 +1,45 @@
+//! Commands of a descriptor's driver (IORING_OP_URING_CMD): what they carry, and who hears of their answers. A command
+//! may stay with the kernel for as long as the kernel likes, and cannot be cancelled; its memory is the ring's
+//! meanwhile. What the commands mean is none of this crate's business.
+//!
+//! Source: `struct io_uring_sqe` in `include/uapi/linux/io_uring.h`.
+
+use std::rc::Rc;
+
+use crate::buf::Buf;
+use crate::current;
+use crate::fd::SharedFd;
+
+/// One command.
+#[derive(Clone, Copy, Debug)]
+pub struct Command {
+    /// `cmd_op`: which one.
+    pub op: u32,
+    /// The first bytes of `cmd`; the rest of its 80 bytes is zero.
+    pub arguments: [u8; 24],
+    /// Whether the driver is told where the memory is: `addr` points to two iovecs (and `len` is 2), of which the first
+    /// covers the memory up to the second byte offset here, and the second the rest.
+    pub memory: Option<usize>,
+}
+
+/// Hears of the answers of commands, on the ring's thread, in its loop, as they are found: it must not block. It may
+/// start operations.
+pub trait CommandSink {
+    /// Command `name` was answered with `result` (a negative errno, or what the driver says); its memory comes back.
+    fn completed(&self, name: u32, result: i32, buf: Buf);
+}
+
+/// Whether this thread's ring can carry commands: only io_uring can.
+pub fn carries_commands() -> bool {
+    current::backend() == crate::Backend::Uring
+}
+
+/// Gives a command to the driver of `fd`, with the whole of `buf` (bounds, not window) as its memory. `sink` has the
+/// answer, under `name`. On a ring that does not carry commands the answer is ENOSYS.
+pub fn command(fd: &SharedFd, command: Command, buf: Buf, sink: &Rc<dyn CommandSink>, name: u32) {
+    current::with(|ring| {
+        let mut buf = buf;
+        buf.set_window(0..buf.capacity());
+        ring.start_command(command, fd, buf, Rc::clone(sink), name);
+    });
+}
