@@ -174,13 +174,18 @@ impl SlotBuf {
         }
     }
 
+    /// Notes that the data area's memory was given back to the kernel.
+    pub(crate) fn released(&mut self) {
+        self.zeroed = self.size;
+        self.touched = 0;
+    }
+
     /// Gives the data area's memory back to the kernel.
     pub(crate) fn release(&mut self) {
         if let Some(buf) = &mut self.buf {
             buf.set_window(DATA..DATA + self.size);
             if buf.release() {
-                self.zeroed = self.size;
-                self.touched = 0;
+                self.released();
             } else {
                 // Whatever is there stays there, and must not be taken for zeroes.
                 self.zeroed = 0;

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use crate::buf::Buf;
 use crate::current;
 use crate::fd::SharedFd;
+use crate::op::CancelKey;
 
 /// One command.
 #[derive(Clone, Copy, Debug)]
@@ -36,10 +37,22 @@ pub fn carries_commands() -> bool {
 
 /// Gives a command to the driver of `fd`, with the whole of `buf` (bounds, not window) as its memory. `sink` has the
 /// answer, under `name`. On a ring that does not carry commands the answer is ENOSYS.
-pub fn command(fd: &SharedFd, command: Command, buf: Buf, sink: &Rc<dyn CommandSink>, name: u32) {
-    current::with(|ring| {
-        let mut buf = buf;
-        buf.set_window(0..buf.capacity());
-        ring.start_command(command, fd, buf, Rc::clone(sink), name);
-    });
+pub fn command(
+    fd: &SharedFd,
+    command: Command,
+    buf: Buf,
+    sink: &Rc<dyn CommandSink>,
+    name: u32,
+) -> CancelKey {
+    let mut buf = buf;
+    buf.set_window(0..buf.capacity());
+    current::with(|ring| ring.start_command(command, fd, buf, Rc::clone(sink), name))
+}
+
+/// Gives memory of a command in flight back to the kernel, from byte `from` on: it is not resident any more and reads as
+/// zeroes, until the driver writes to it. False if that cannot be done now. Only for commands whose driver touches their
+/// memory nowhere but on the thread that gave them, inside the system call that submits and waits, and which have been
+/// submitted in an earlier turn.
+pub fn release_command_memory(key: CancelKey, from: usize) -> bool {
+    current::with(|ring| ring.release_command_memory(key, from))
 }

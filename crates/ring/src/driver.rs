@@ -62,6 +62,15 @@ impl Driver {
         }
     }
 
+    /// Whether nothing has been started or completed since the last turn, so that the kernel is certain to be where that
+    /// left it.
+    pub(crate) fn is_quiet(&mut self) -> bool {
+        match self {
+            Self::Uring(uring) => uring.is_quiet(),
+            Self::Epoll(_) => false,
+        }
+    }
+
     /// Whether a turn would find something at once. Costs no system call on io_uring.
     pub(crate) fn has_news(&mut self) -> bool {
         match self {

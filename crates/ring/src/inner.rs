@@ -142,7 +142,7 @@ impl Inner {
         buf: Buf,
         sink: Rc<dyn CommandSink>,
         name: u32,
-    ) {
+    ) -> CancelKey {
         self.operations.set(self.operations.get() + 1);
         let mut ops = self.ops.borrow_mut();
         let (base, len) = (buf.ptr(), buf.len());
@@ -159,6 +159,25 @@ impl Inner {
         }
         ops.commanded_by(key, sink, name);
         self.driver.borrow_mut().start(key, &mut ops);
+        key
+    }
+
+    /// See [`release_command_memory`](crate::release_command_memory).
+    pub(crate) fn release_command_memory(&self, key: CancelKey, from: usize) -> bool {
+        // What has completed and was not looked at yet may have filled the memory.
+        if !self.driver.borrow_mut().is_quiet() {
+            return false;
+        }
+        let mut ops = self.ops.borrow_mut();
+        ops.get(key).is_some_and(|entry| match &mut entry.buf {
+            Some(buf) if matches!(entry.action, Action::Command(_)) && from < buf.capacity() => {
+                buf.set_window(from..buf.capacity());
+                let released = buf.release();
+                buf.set_window(0..buf.capacity());
+                released
+            }
+            _ => false,
+        })
     }
 
     pub(crate) fn cancel(&self, key: CancelKey) {

@@ -64,6 +64,8 @@ pub(crate) struct Uring {
     missed: Vec<CancelKey>,
     /// Writes whose completions nobody waits for, that have not been reaped. They complete as they are submitted.
     unhurried: u32,
+    /// The kernel does this ring's work in our system calls only (IORING_SETUP_DEFER_TASKRUN).
+    deferred: bool,
     pub(crate) enters: u64,
 }
 
@@ -79,6 +81,7 @@ impl Uring {
             .setup_taskrun_flag()
             .setup_submit_all()
             .build(ENTRIES);
+        let deferred = best.is_ok();
         let ring = match best {
             Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
                 IoUring::<Sqe, cqueue::Entry>::builder()
@@ -101,6 +104,7 @@ impl Uring {
             bell_armed: false,
             missed: Vec::new(),
             unhurried: 0,
+            deferred,
             enters: 0,
         })
     }
@@ -225,6 +229,11 @@ impl Uring {
         }
         self.enters += 1;
         self.ring.submit().map(drop)
+    }
+
+    /// With DEFER_TASKRUN the kernel does what it has to do for this ring on this thread, in `io_uring_enter` alone.
+    pub(crate) fn is_quiet(&mut self) -> bool {
+        self.deferred && self.ring.completion().is_empty() && self.ring.submission().is_empty()
     }
 
     pub(crate) fn has_news(&mut self) -> bool {

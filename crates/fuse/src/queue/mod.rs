@@ -3,6 +3,7 @@
 
 mod fetch;
 mod pending;
+mod placement;
 mod ring;
 mod scale;
 mod serve;
@@ -18,6 +19,7 @@ use std::task::{Poll, Waker};
 use diskfuse_ring::SharedFd;
 
 use crate::shared::{End, Lane, Shared};
+use placement::Whereabouts;
 use ring::RingSide;
 use scale::Scale;
 use slots::{Slot, Slots};
@@ -35,6 +37,7 @@ pub(crate) struct Queue {
     scale: Scale,
     /// What this thread has in the kernel's queues of FUSE over io_uring.
     ring: RingSide,
+    whereabouts: Whereabouts,
 }
 
 /// Sees to it that the export learns of the queue's end, however it comes.
@@ -73,12 +76,14 @@ pub(crate) async fn run(mut membership: Membership, device: SharedFd) {
         lonely_wakes: Cell::new(0),
         scale: Scale::default(),
         ring: RingSide::default(),
+        whereabouts: Whereabouts::default(),
     });
     let mine = std::future::poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
     // Set once: this function runs once for each lane.
     let _ = queue.lane().fetcher.set(mine);
     queue.fetch().await;
     queue.settled().await;
+    queue.leave_place();
     queue.slots.close();
     let last = queue.shared.done_serving();
     if last
@@ -131,7 +136,7 @@ impl Queue {
     /// A slot's request is answered.
     fn freed(self: &Rc<Self>, slot: &Rc<Slot>) {
         self.slots.finish(slot);
-        if self.slots.wants_trim() {
+        if self.slots.wants_trim(self.resident_entries()) {
             drop(diskfuse_ring::spawn(slots::trim(Rc::downgrade(self))));
         }
         if let Some(waker) = self.starved.take() {

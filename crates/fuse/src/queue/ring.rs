@@ -70,6 +70,7 @@ impl Queue {
                 (entries, Some(error))
             }
         };
+        self.take_place();
         self.ring.registering.set(true);
         // Set once: `must_register` looks.
         let _ = self.ring.entries.set(Rc::clone(&entries));
@@ -153,6 +154,7 @@ impl Queue {
                 };
                 self.slots.begin(&slot, cost);
                 self.accepted();
+                self.count_for_placement(self.slots.busy());
                 slot.lend(entry, memory, request);
             }
             Err(malformed) => {
@@ -171,6 +173,18 @@ impl Queue {
     pub(super) fn commit(&self, entry: u32, memory: SlotBuf, header: &OutHeader, len: usize) {
         if let Some(entries) = self.ring.entries.get() {
             entries.commit(entry, memory, header, len);
+        }
+    }
+
+    /// Bytes of data that may be resident in this queue's entries.
+    pub(super) fn resident_entries(&self) -> usize {
+        self.ring.entries.get().map_or(0, |e| e.resident())
+    }
+
+    /// Gives the memory of idle entries back.
+    pub(super) fn release_entries(&self) {
+        if let Some(entries) = self.ring.entries.get() {
+            entries.release_idle();
         }
     }
 

@@ -193,9 +193,10 @@ impl Slots {
     }
 
     /// Whether it is time to think of giving memory back, once: then [`trim`] is to be spawned.
-    pub(super) fn wants_trim(&self) -> bool {
+    /// `entries` is what is resident in entries with the kernel, in bytes.
+    pub(super) fn wants_trim(&self, entries: usize) -> bool {
         self.busy.get() == 0
-            && self.idle_bytes.get() > TRIMMED_BYTES
+            && self.idle_bytes.get() + entries > TRIMMED_BYTES
             && !self.trimming.replace(true)
     }
 
@@ -232,6 +233,10 @@ pub(super) async fn trim(queue: Weak<Queue>) {
         let slots = &queue.slots;
         if slots.begun.get() == before && slots.busy.get() == 0 {
             slots.release_idle();
+            queue.release_entries();
+            if queue.resident_entries() > TRIMMED_BYTES {
+                continue;
+            }
             slots.trimming.set(false);
             return;
         }

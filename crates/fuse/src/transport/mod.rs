@@ -46,7 +46,7 @@ pub struct TransportOptions {
     /// Which way.
     pub transport: Transport,
     /// Requests that each of the kernel's queues hands out at once (uring only); by default as many as make
-    /// [`ENTRIES`] with all queues together, but [`FEWEST`] at least.
+    /// [`ENTRIES`] with all queues together, or whose largest requests take [`MEMORY`], but [`FEWEST`] at least.
     pub depth: Option<NonZeroU16>,
     /// The largest request in bytes, a multiple of 4096: at least 4096, and at most what the kernel allows, which is
     /// also the default up to [`LARGEST_BY_DEFAULT`].
@@ -57,6 +57,9 @@ pub struct TransportOptions {
 
 /// Requests in flight that all queues of the kernel together are made for: four jobs at depth 64.
 pub const ENTRIES: usize = 256;
+/// Bytes that all entries together take at most when all hold their largest request, unless [`FEWEST`] of each queue take
+/// more.
+pub const MEMORY: usize = 128 << 20;
 /// The fewest entries of a queue by default. With many CPUs each has few requests at a time, and the memory of those
 /// that are all in use at once (entries times the largest request) is to stay well below a gibibyte.
 pub const FEWEST: usize = 4;
@@ -103,7 +106,7 @@ pub(crate) fn plan(options: &TransportOptions, threads: &[Mailbox]) -> Result<Pl
         return Ok(plan);
     }
     match obstacle(threads) {
-        None => plan.ring = Some(ring_plan(options.depth)?),
+        None => plan.ring = Some(ring_plan(options.depth, max_request)?),
         Some(obstacle) if plan.insist => return Err(Error::NoRing(obstacle)),
         Some(obstacle) => {
             tracing::info!("requests come through /dev/fuse: {obstacle}");
@@ -113,7 +116,7 @@ pub(crate) fn plan(options: &TransportOptions, threads: &[Mailbox]) -> Result<Pl
     Ok(plan)
 }
 
-fn ring_plan(depth: Option<NonZeroU16>) -> Result<RingPlan> {
+fn ring_plan(depth: Option<NonZeroU16>, max_request: usize) -> Result<RingPlan> {
     let failed = |source| Error::Cpus { source };
     let queues = cpus::possible().map_err(failed)?;
     let depth = match depth {
@@ -122,7 +125,10 @@ fn ring_plan(depth: Option<NonZeroU16>) -> Result<RingPlan> {
             return Err(Error::Options(message));
         }
         Some(depth) => depth.get(),
-        None => (ENTRIES / usize::from(queues.max(1))).clamp(FEWEST, ENTRIES) as u16,
+        None => {
+            let all = ENTRIES.min(MEMORY / max_request.max(1));
+            (all / usize::from(queues.max(1))).clamp(FEWEST, ENTRIES) as u16
+        }
     };
     Ok(RingPlan { queues, depth })
 }
@@ -185,11 +191,17 @@ mod tests {
 
     #[test]
     fn entries_are_shared_out_and_bounded() {
-        let default = ring_plan(None).unwrap();
-        assert!(usize::from(default.depth) >= FEWEST);
+        let default = ring_plan(None, 1 << 20).unwrap();
+        let depth = usize::from(default.depth);
         assert!(default.queues >= 1);
-        assert_eq!(ring_plan(NonZeroU16::new(7)).unwrap().depth, 7);
-        assert!(ring_plan(NonZeroU16::new(DEEPEST + 1)).is_err());
+        assert!(depth == FEWEST || (depth * usize::from(default.queues)) << 20 <= MEMORY);
+        assert_eq!(
+            usize::from(ring_plan(None, 128 << 20).unwrap().depth),
+            FEWEST
+        );
+        let asked = ring_plan(NonZeroU16::new(7), 1 << 20).unwrap();
+        assert_eq!(asked.depth, 7);
+        assert!(ring_plan(NonZeroU16::new(DEEPEST + 1), 1 << 20).is_err());
     }
 
     #[test]

@@ -13,7 +13,9 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::{Rc, Weak};
 
-use diskfuse_ring::{Buf, Command, CommandSink, SharedFd, command};
+use diskfuse_ring::{
+    Buf, CancelKey, Command, CommandSink, SharedFd, command, release_command_memory,
+};
 use zerocopy::IntoBytes;
 
 use super::RingPlan;
@@ -35,6 +37,8 @@ struct Entry {
     memory: Cell<Option<SlotBuf>>,
     /// The kernel's name for the request in it.
     commit_id: Cell<u64>,
+    /// The command that the kernel has it with.
+    with_kernel: Cell<Option<CancelKey>>,
 }
 
 /// All entries of one thread.
@@ -90,6 +94,7 @@ impl Entries {
                 queue,
                 memory: Cell::new(Some(SlotBuf::of(buf))),
                 commit_id: Cell::new(0),
+                with_kernel: Cell::new(None),
             });
         }
         Ok(Rc::new_cyclic(|this| Self {
@@ -154,7 +159,30 @@ impl Entries {
         let buf = memory.take_for_command();
         entry.memory.set(Some(memory));
         let sink: Rc<dyn CommandSink> = this;
-        command(&self.device, order, buf, &sink, index);
+        let key = command(&self.device, order, buf, &sink, index);
+        entry.with_kernel.set(Some(key));
+    }
+
+    /// Bytes of data that may be resident in entries that the kernel has.
+    pub(crate) fn resident(&self) -> usize {
+        self.resident.get()
+    }
+
+    /// Gives the data memory of idle entries back. The kernel fills an entry only while this thread submits or waits, so it
+    /// does not do so now.
+    pub(crate) fn release_idle(&self) {
+        for entry in &self.all {
+            let (Some(key), Some(mut memory)) = (entry.with_kernel.get(), entry.memory.take())
+            else {
+                continue;
+            };
+            let before = memory.touched();
+            if before > 0 && release_command_memory(key, DATA) {
+                memory.released();
+                self.resident.set(self.resident.get() - before);
+            }
+            entry.memory.set(Some(memory));
+        }
     }
 
     /// The kernel has no use for an entry any more.
@@ -189,6 +217,7 @@ impl CommandSink for Entries {
             return;
         };
         memory.put(buf);
+        entry.with_kernel.set(None);
         self.resident.set(self.resident.get() - memory.touched());
         if result < 0 {
             entry.memory.set(Some(memory));
