@@ -307,7 +307,7 @@ mod tests {
     fn lists_are_separated_by_commas_and_quick_is_only_a_default() {
         let parse = |arguments: &[&str]| match Cli::try_parse_from(arguments).unwrap().task {
             Task::Bench(bench) => bench,
-            Task::Exports(_) => unreachable!("the arguments say bench"),
+            _ => unreachable!("the arguments say bench"),
         };
         let bench = parse(&[
             "xtask", "bench", "--quick", "--rounds", "5", "--only", "null", "--mode", "aio,sync",
