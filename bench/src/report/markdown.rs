@@ -45,7 +45,8 @@ const COLUMNS: &str = "\
   and of the kernel's own threads is not in it. What a daemon needs per request is what the machine cannot give to others.
 * *The floor* (`--floor`, null cells) is a server that does nothing: no formats, no options, reads answered from a buffer, writes thrown
   away. `bare-device` has a thread per queue that reads and writes `/dev/fuse`, `bare-uring` uses FUSE over io_uring. What lies
-  between it and a daemon is the daemon's own; what lies below it is the kernel's and cannot be won by any daemon.
+  between it and a daemon is the daemon's own, best seen in the CPU time; what lies below it is the kernel's. It blocks when it has
+  nothing to do: a daemon that polls, or keeps its caller on another CPU, can have a ratio above 1.
 ";
 
 /// How to find out where the time of a cell goes.
