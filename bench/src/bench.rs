@@ -31,6 +31,9 @@ pub fn run(options: &Bench) -> Result<()> {
         &[false, true],
         work.path(),
     )?;
+    if options.floor {
+        contenders.extend(line_up::floor(&options.queues)?);
+    }
     contenders.push(Contender::bare());
     refuse_equal_names(&contenders)?;
     let targets = targets(&cells);
@@ -100,6 +103,7 @@ fn entrants(contenders: &[Contender], machine: &Machine, work: &Path) -> Vec<Ent
         queues: contender.queues,
         version: match contender.role {
             Role::Bare => machine.fio.clone(),
+            Role::Floor => format!("xtask of {}", machine.commit),
             _ => contender
                 .version(work)
                 .unwrap_or_else(|| "unknown".to_owned()),

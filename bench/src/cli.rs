@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, value_parser};
+use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
 
 use crate::plan::{Direction, Filter, Mode, Pattern, Rows, Target};
 
@@ -24,6 +24,9 @@ pub enum Task {
     Bench(Bench),
     /// Measure many exports in one daemon: start, I/O on all, memory, stop
     Exports(Exports),
+    /// Serve a file that does nothing: the floor that `bench --floor` measures
+    #[command(hide = true)]
+    BareServer(BareServer),
 }
 
 /// Who takes part.
@@ -99,6 +102,9 @@ pub struct Bench {
     /// Size of image and null nodes in MiB
     #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = value_parser!(u64).range(16..))]
     pub image_size: u64,
+    /// Null cells: also measure servers that do nothing, `bare-device` and `bare-uring`
+    #[arg(long)]
+    pub floor: bool,
     /// Null nodes fill what is read with zeroes
     #[arg(long)]
     pub read_zeroes: bool,
@@ -147,6 +153,32 @@ pub struct Exports {
     /// Rounds
     #[arg(long, default_value_t = 3, value_parser = value_parser!(u32).range(1..))]
     pub rounds: u32,
+}
+
+/// How a server and the kernel exchange requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Transport {
+    /// read(2) and write(2) on `/dev/fuse`.
+    Device,
+    /// FUSE over io_uring (Linux 6.14, switched on by root).
+    Uring,
+}
+
+/// Options of `bare-server`.
+#[derive(Debug, Args)]
+pub struct BareServer {
+    /// How requests are exchanged
+    #[arg(long, value_enum)]
+    pub transport: Transport,
+    /// Number of threads; with uring at most one per CPU
+    #[arg(long, default_value_t = 1, value_parser = value_parser!(u32).range(1..=1024))]
+    pub threads: u32,
+    /// Size of the file
+    #[arg(long, value_name = "BYTES", value_parser = value_parser!(u64).range(1..=1 << 62))]
+    pub size: u64,
+    /// The regular file that is mounted on
+    #[arg(long, value_name = "FILE")]
+    pub mountpoint: PathBuf,
 }
 
 /// `NAME=PATH`.
@@ -275,7 +307,7 @@ mod tests {
     fn lists_are_separated_by_commas_and_quick_is_only_a_default() {
         let parse = |arguments: &[&str]| match Cli::try_parse_from(arguments).unwrap().task {
             Task::Bench(bench) => bench,
-            Task::Exports(_) => unreachable!("the arguments say bench"),
+            _ => unreachable!("the arguments say bench"),
         };
         let bench = parse(&[
             "xtask", "bench", "--quick", "--rounds", "5", "--only", "null", "--mode", "aio,sync",

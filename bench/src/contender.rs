@@ -5,11 +5,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::rc::Rc;
 
+use clap::ValueEnum;
 use serde::Serialize;
 
+use crate::cli::Transport;
 use crate::daemon::Launch;
 use crate::image;
-use crate::plan::Target;
+use crate::plan::{Target, word};
 use crate::qsd11::Chroot;
 
 /// Which side a contender is on.
@@ -20,6 +22,8 @@ pub enum Role {
     Ours,
     /// A daemon to compare with.
     Peer,
+    /// A server of ours that does nothing: what a transport costs at least.
+    Floor,
     /// No daemon: the image file itself.
     Bare,
 }
@@ -45,6 +49,13 @@ pub enum Program {
         chroot: Rc<Chroot>,
         /// Whether `FUSE_ASYNC_DIO` is put back.
         async_dio: bool,
+    },
+    /// This program as bare server; it has null exports only.
+    Floor {
+        /// This program.
+        binary: PathBuf,
+        /// How it and the kernel exchange requests.
+        transport: Transport,
     },
     /// None: the load runs on the image file.
     None,
@@ -94,15 +105,38 @@ impl Contender {
         }
     }
 
-    /// Whether it can run cells on `target`: a null node has no file that could be used bare.
+    /// Whether it can run cells on `target`: a null node has no file that could be used bare, a bare server nothing else.
     pub fn runs(&self, target: Target) -> bool {
-        self.role != Role::Bare || matches!(target, Target::File | Target::Cached)
+        match self.role {
+            Role::Bare => matches!(target, Target::File | Target::Cached),
+            Role::Floor => target == Target::Null,
+            Role::Ours | Role::Peer => true,
+        }
+    }
+
+    /// How it and the kernel exchange requests, where that was asked for.
+    pub fn transport(&self) -> Option<Transport> {
+        match &self.program {
+            Program::Floor { transport, .. } => Some(*transport),
+            Program::Ours { extra, .. } => {
+                let mut values = extra
+                    .rsplit(',')
+                    .filter_map(|option| option.split_once('='));
+                let (_, value) = values.find(|(key, _)| *key == "transport")?;
+                Transport::from_str(value, false).ok()
+            }
+            _ => None,
+        }
     }
 
     /// The daemon for one export of `target`, `number` making its mountpoint's name unique; nothing for the bare file.
     pub fn launch(&self, target: Target, ground: &Ground<'_>, number: u64) -> Option<Launch> {
-        let (mut command, inside, outside) = self.program.open(ground.work)?;
         let name = format!("export-{number}");
+        if let Program::Floor { binary, transport } = &self.program {
+            let point = ground.work.join(name);
+            return Some(self.launch_floor(binary, *transport, point, ground.size));
+        }
+        let (mut command, inside, outside) = self.program.open(ground.work)?;
         command.args(["--blockdev", &node("n0", target, &inside, ground)]);
         let mut export = export("e0", "n0", &inside.join(&name));
         if let Program::Ours { extra, .. } = &self.program {
@@ -120,6 +154,28 @@ impl Contender {
             mountpoints: vec![outside.join(name)],
             size: target.size(ground.size),
         })
+    }
+
+    fn launch_floor(
+        &self,
+        binary: &Path,
+        transport: Transport,
+        point: PathBuf,
+        size: u64,
+    ) -> Launch {
+        let mut command = Command::new(binary);
+        command
+            .args(["bare-server", "--transport", &word(transport)])
+            .args(["--threads", &self.queues.to_string()])
+            .args(["--size", &size.to_string()])
+            .arg("--mountpoint")
+            .arg(&point);
+        Launch {
+            name: self.label(),
+            command,
+            mountpoints: vec![point],
+            size,
+        }
     }
 
     /// The daemon with `count` exports of as many null nodes, all on the same iothreads (as many as this contender's queues).
@@ -175,6 +231,9 @@ impl Contender {
             Program::Chroot {
                 async_dio: false, ..
             } => "N iothreads, as released".to_owned(),
+            Program::Floor { transport, .. } => {
+                format!("does nothing, {}, N threads", word(*transport))
+            }
             Program::None => "fio on the image file".to_owned(),
         }
     }
@@ -196,7 +255,7 @@ impl Program {
                 PathBuf::from(Chroot::INSIDE),
                 chroot.outside().to_path_buf(),
             )),
-            Self::None => None,
+            Self::Floor { .. } | Self::None => None,
         }
     }
 }
@@ -365,6 +424,52 @@ mod tests {
                 .count(),
             3
         );
+    }
+
+    fn floor(transport: Transport, queues: u32) -> Contender {
+        let program = Program::Floor {
+            binary: "xtask".into(),
+            transport,
+        };
+        Contender {
+            family: format!("bare-{}", word(transport)),
+            role: Role::Floor,
+            queues,
+            program,
+        }
+    }
+
+    #[test]
+    fn the_floor_is_this_program_and_has_only_null_cells() {
+        let uring = floor(Transport::Uring, 4);
+        assert_eq!(
+            arguments(&uring, Target::Null),
+            [
+                "bare-server",
+                "--transport",
+                "uring",
+                "--threads",
+                "4",
+                "--size",
+                "1073741824",
+                "--mountpoint",
+                "/tmp/a,b/export-7",
+            ]
+        );
+        assert!(uring.runs(Target::Null) && !uring.runs(Target::File));
+        assert_eq!(uring.label(), "bare-uring q4");
+        assert!(uring.launch_many(2, &ground()).is_none());
+    }
+
+    #[test]
+    fn a_transport_is_known_where_it_was_asked_for_and_the_last_word_counts() {
+        let extra = "transport=device,growable=on,transport=uring";
+        assert_eq!(ours(1, extra).transport(), Some(Transport::Uring));
+        assert_eq!(ours(1, "transport=auto").transport(), None);
+        assert_eq!(ours(1, "").transport(), None);
+        let device = floor(Transport::Device, 1);
+        assert_eq!(device.transport(), Some(Transport::Device));
+        assert_eq!(peer(1).transport(), None);
     }
 
     #[test]

@@ -31,6 +31,8 @@ pub struct Figures {
     pub p50_us: f64,
     /// 99th percentile of the completion latency in µs.
     pub p99_us: f64,
+    /// 99.9th percentile of the completion latency in µs.
+    pub p999_us: f64,
     /// Requests of the measured and the warm-up phase together.
     pub total_requests: u64,
 }
@@ -249,6 +251,7 @@ pub fn parse(text: &str, direction: Direction) -> Result<Figures> {
         bytes_per_second: run.bw_bytes,
         p50_us: run.clat_ns.us("50.000000")?,
         p99_us: run.clat_ns.us("99.000000")?,
+        p999_us: run.clat_ns.us("99.900000")?,
         total_requests,
     })
 }
@@ -293,6 +296,7 @@ mod tests {
         assert!((figures.bytes_per_second - 316_936_126.0).abs() < 1e-6);
         assert!((figures.p50_us - 3194.880).abs() < 1e-6);
         assert!((figures.p99_us - 7831.552).abs() < 1e-6);
+        assert!((figures.p999_us - 10_158.080).abs() < 1e-6);
         assert_eq!(figures.total_requests, 14_866 + 38_998);
     }
 

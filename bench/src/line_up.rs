@@ -7,9 +7,10 @@ use std::{env, fs};
 
 use tempfile::TempDir;
 
-use crate::cli::Select;
+use crate::cli::{Select, Transport};
 use crate::contender::{Contender, Program, Role};
 use crate::error::{At, Error, Result};
+use crate::plan::word;
 use crate::qsd11::Chroot;
 
 /// The root of the workspace.
@@ -120,6 +121,23 @@ fn ours(select: &Select, queues: &[u32]) -> Result<Vec<Contender>> {
         all.extend(configurations(&variant.name, Role::Ours, queues, &program));
     }
     Ok(all)
+}
+
+/// The bare servers, with the same numbers of queues as everyone. They are this program.
+pub fn floor(queues: &[u32]) -> Result<Vec<Contender>> {
+    let binary = env::current_exe().at("find", Path::new("this program"))?;
+    let mut queues = queues.to_vec();
+    queues.sort_unstable();
+    queues.dedup();
+    let of = |transport| {
+        let program = Program::Floor {
+            binary: binary.clone(),
+            transport,
+        };
+        let family = format!("bare-{}", word(transport));
+        configurations(&family, Role::Floor, &queues, &program)
+    };
+    Ok([of(Transport::Device), of(Transport::Uring)].concat())
 }
 
 fn configurations(family: &str, role: Role, queues: &[u32], program: &Program) -> Vec<Contender> {

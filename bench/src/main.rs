@@ -1,9 +1,11 @@
-//! Tasks of the project, called as `cargo xtask TASK`: the benchmark against peers and the measurement of many exports. It
-//! runs programs and looks at them from outside; no crate of the product is linked in, so that it can measure any binary.
+//! Tasks of the project, called as `cargo xtask TASK`: the benchmark against peers, the measurement of many exports and the
+//! bare server that is the benchmark's floor. It runs programs and looks at them from outside; no crate of the product is
+//! linked in, so that it can measure any binary.
 
 // Counts become figures for people here; that a 64-bit count loses its last bits in a quotient is of no consequence.
 #![allow(clippy::cast_precision_loss)]
 
+mod bare;
 mod bench;
 mod cli;
 mod contender;
@@ -35,6 +37,7 @@ fn main() -> ExitCode {
     let outcome = signals::install().and_then(|()| match &cli.task {
         Task::Bench(options) => bench::run(options),
         Task::Exports(options) => scale::run(options),
+        Task::BareServer(options) => bare::run(options),
     });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

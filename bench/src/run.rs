@@ -50,6 +50,8 @@ pub struct Measurement {
     pub p50_us: f64,
     /// 99th percentile of the completion latency in µs.
     pub p99_us: f64,
+    /// 99.9th percentile of the completion latency in µs.
+    pub p999_us: f64,
     /// Requests, those of the warm-up included.
     pub requests: u64,
     /// What the daemon used; nothing for the bare file.
@@ -151,7 +153,7 @@ pub struct Session<'a> {
 }
 
 impl Session<'_> {
-    /// Starts everyone once on each target and leaves out, with a printed line, peers that cannot do it.
+    /// Starts everyone once on each target and leaves out, with a printed line, peers and floors that cannot do it.
     pub fn rehearse(
         &mut self,
         contenders: Vec<Contender>,
@@ -161,7 +163,9 @@ impl Session<'_> {
         for contender in contenders {
             match self.try_targets(&contender, targets) {
                 Ok(()) => able.push(contender),
-                Err(Error::Daemon { name, reason }) if contender.role == Role::Peer => {
+                Err(Error::Daemon { name, reason })
+                    if matches!(contender.role, Role::Peer | Role::Floor) =>
+                {
                     println!("skipped {name}: {reason}");
                 }
                 Err(error) => return Err(error),
@@ -171,7 +175,7 @@ impl Session<'_> {
     }
 
     fn try_targets(&mut self, contender: &Contender, targets: &[Target]) -> Result<()> {
-        for &target in targets {
+        for &target in targets.iter().filter(|target| contender.runs(**target)) {
             self.next += 1;
             if let Some(launch) = contender.launch(target, &self.ground, self.next) {
                 Daemon::start(launch, Messages::Keep)?;
@@ -279,6 +283,7 @@ fn record(place: Place, figures: Figures, cost: Option<Cost>) -> Measurement {
         mib_per_second: figures.bytes_per_second / f64::from(1 << 20),
         p50_us: figures.p50_us,
         p99_us: figures.p99_us,
+        p999_us: figures.p999_us,
         requests: figures.total_requests,
         cost,
     }
@@ -338,6 +343,7 @@ mod tests {
             bytes_per_second: 4096.0,
             p50_us: 1.0,
             p99_us: 1.0,
+            p999_us: 1.0,
             total_requests: 1,
         };
         let usage = Usage::default();

@@ -77,4 +77,27 @@ mod tests {
         assert_eq!(value["summary"][0]["lines"][0]["to_peer"], 1.5);
         assert_eq!(value["interrupted"], false);
     }
+
+    #[test]
+    fn the_floor_the_cost_and_the_tails_are_there() {
+        let report = sample::floor_report();
+        let value: serde_json::Value = serde_json::from_str(&render(&report).unwrap()).unwrap();
+        let row = &value["summary"][0];
+        assert_eq!(value["contenders"][3]["role"], "floor");
+        assert_eq!(row["best_floor"], "bare-uring q1");
+        let line = &row["lines"][1];
+        assert_eq!(
+            (&line["to_floor"], &line["to_same_floor"]),
+            (&0.75.into(), &0.75.into())
+        );
+        assert_eq!(
+            (&line["cpu_us"], &line["p99_to_peer"]),
+            (&2.5.into(), &1.5.into())
+        );
+        assert_eq!(
+            (&line["p50_us"], &line["p99_us"], &line["p999_us"]),
+            (&100.0.into(), &1200.0.into(), &2400.0.into())
+        );
+        assert_eq!(value["rounds"][1]["p999_us"], 2400.0);
+    }
 }

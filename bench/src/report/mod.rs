@@ -2,6 +2,8 @@
 
 pub mod json;
 pub mod markdown;
+#[cfg(test)]
+pub mod sample;
 pub mod svg;
 pub mod text;
 pub mod verdict;
@@ -74,6 +76,10 @@ pub struct Row {
     pub unit: &'static str,
     /// The configuration of a peer with the highest median, if a peer took part.
     pub best_peer: Option<String>,
+    /// The configuration of a peer with the lowest 99th percentile of latency.
+    pub calmest_peer: Option<String>,
+    /// The configuration of a bare server with the highest median, if one took part.
+    pub best_floor: Option<String>,
     /// One line per contender that has figures.
     pub lines: Vec<Line>,
 }
@@ -92,6 +98,8 @@ pub struct Line {
     pub p50_us: f64,
     /// 99th percentile in µs.
     pub p99_us: f64,
+    /// 99.9th percentile in µs.
+    pub p999_us: f64,
     /// CPU time of the daemon per request in µs.
     pub cpu_us: Option<f64>,
     /// Voluntary context switches of the daemon per request.
@@ -106,6 +114,12 @@ pub struct Line {
     pub to_bare: Option<f64>,
     /// Against the same family with one queue (paired).
     pub to_one_queue: Option<f64>,
+    /// Against the best bare server's configuration, whatever its transport (paired).
+    pub to_floor: Option<f64>,
+    /// Against the bare server with the same transport and number of queues, where ours was told its transport (paired).
+    pub to_same_floor: Option<f64>,
+    /// 99th percentile of latency against the lowest of a peer's configurations (paired); above 1 is worse.
+    pub p99_to_peer: Option<f64>,
 }
 
 /// A series of (round, value).
@@ -133,59 +147,97 @@ fn summarise_cell(
             .filter(|one| one.cell == index && one.contender == contender)
             .collect()
     };
-    let series: Vec<Series> = (0..contenders.len())
-        .map(|contender| {
+    let series = |value: &dyn Fn(&Measurement) -> f64| -> Vec<Series> {
+        let one = |contender| {
             of(contender)
                 .iter()
-                .map(|one| (one.round, one.score(cell)))
+                .map(|one| (one.round, value(one)))
                 .collect()
-        })
-        .collect();
-    let find = |wanted: &dyn Fn(&Contender) -> bool| {
-        contenders
-            .iter()
-            .position(wanted)
-            .map(|found| &series[found])
+        };
+        (0..contenders.len()).map(one).collect()
     };
-    let best = best_peer(contenders, &series);
-    let bare = find(&|contender| contender.role == Role::Bare);
-    let lines: Vec<Line> = contenders
-        .iter()
-        .enumerate()
-        .filter_map(|(number, contender)| {
-            let one_queue = find(&|other| other.family == contender.family && other.queues == 1);
-            let mut line = line(contender, &of(number), cell)?;
-            let ratio = |base: Option<&Series>| stats::paired_ratio(&series[number], base?);
-            line.to_peer = ratio(best.map(|best| &series[best]));
-            line.to_bare = ratio(bare);
-            line.to_one_queue = ratio(one_queue.filter(|_| contender.queues > 1));
+    let field = Field {
+        contenders,
+        scores: series(&|one| one.score(cell)),
+        tails: series(&|one| one.p99_us),
+    };
+    let best_peer = field.ranked(Role::Peer, &field.scores).pop();
+    let best_floor = field.ranked(Role::Floor, &field.scores).pop();
+    let calmest_peer = field.ranked(Role::Peer, &field.tails).first().copied();
+    let bare = field.find(|contender| contender.role == Role::Bare);
+    let lines: Vec<Line> = (0..contenders.len())
+        .filter_map(|number| {
+            let mut line = line(&contenders[number], &of(number), cell)?;
+            line.to_peer = field.ratio(number, best_peer);
+            line.to_bare = field.ratio(number, bare);
+            line.to_one_queue = field.ratio(number, field.one_queue(number));
+            line.to_floor = field.ratio(number, best_floor);
+            line.to_same_floor = field.ratio(number, field.same_floor(number));
+            line.p99_to_peer = calmest_peer
+                .and_then(|peer| stats::paired_ratio(&field.tails[number], &field.tails[peer]));
             Some(line)
         })
         .collect();
-    let best_peer = best.map(|best| contenders[best].label());
+    let label = |number: Option<usize>| number.map(|number| contenders[number].label());
     (!lines.is_empty()).then(|| Row {
         cell: cell.clone(),
         name: cell.name(),
         unit: cell.unit(),
-        best_peer,
+        best_peer: label(best_peer),
+        calmest_peer: label(calmest_peer),
+        best_floor: label(best_floor),
         lines,
     })
 }
 
-fn best_peer(contenders: &[Contender], series: &[Series]) -> Option<usize> {
-    let median = |index: usize| {
-        stats::median(
-            &series[index]
-                .iter()
-                .map(|(_, score)| *score)
-                .collect::<Vec<_>>(),
-        )
-    };
-    (0..contenders.len())
-        .filter(|index| contenders[*index].role == Role::Peer)
-        .filter_map(|index| Some((index, median(index)?)))
-        .max_by(|(_, one), (_, other)| one.total_cmp(other))
-        .map(|(index, _)| index)
+/// Everyone in one cell. Numbers are indices into all of its lists.
+struct Field<'a> {
+    contenders: &'a [Contender],
+    scores: Vec<Series>,
+    /// 99th percentiles of latency.
+    tails: Vec<Series>,
+}
+
+impl Field<'_> {
+    fn find(&self, wanted: impl Fn(&Contender) -> bool) -> Option<usize> {
+        self.contenders.iter().position(wanted)
+    }
+
+    /// Those of a side that have figures, the one with the smallest median first.
+    fn ranked(&self, role: Role, series: &[Series]) -> Vec<usize> {
+        let median = |number: usize| {
+            let values: Vec<f64> = series[number].iter().map(|(_, value)| *value).collect();
+            stats::median(&values)
+        };
+        let mut medians: Vec<(usize, f64)> = (0..self.contenders.len())
+            .filter(|number| self.contenders[*number].role == role)
+            .filter_map(|number| Some((number, median(number)?)))
+            .collect();
+        medians.sort_by(|(_, one), (_, other)| one.total_cmp(other));
+        medians.into_iter().map(|(number, _)| number).collect()
+    }
+
+    fn ratio(&self, of: usize, to: Option<usize>) -> Option<f64> {
+        stats::paired_ratio(&self.scores[of], &self.scores[to?])
+    }
+
+    /// The same with one queue, for those with more.
+    fn one_queue(&self, of: usize) -> Option<usize> {
+        let one = &self.contenders[of];
+        self.find(|other| other.family == one.family && other.queues == 1)
+            .filter(|_| one.queues > 1)
+    }
+
+    /// The bare server that is configured like one of ours.
+    fn same_floor(&self, of: usize) -> Option<usize> {
+        let one = &self.contenders[of];
+        let transport = one.transport().filter(|_| one.role == Role::Ours)?;
+        self.find(|other| {
+            other.role == Role::Floor
+                && other.transport() == Some(transport)
+                && other.queues == one.queues
+        })
+    }
 }
 
 fn line(contender: &Contender, rounds: &[&Measurement], cell: &Cell) -> Option<Line> {
@@ -211,6 +263,7 @@ fn line(contender: &Contender, rounds: &[&Measurement], cell: &Cell) -> Option<L
         )?,
         p50_us: median(&|round| round.p50_us)?,
         p99_us: median(&|round| round.p99_us)?,
+        p999_us: median(&|round| round.p999_us)?,
         cpu_us: cost(&|cost| cost.cpu_us_per_request),
         switches: cost(&|cost| cost.switches_per_request),
         idle_mib: cost(&|cost| mebibytes(cost.resident_idle)),
@@ -218,6 +271,9 @@ fn line(contender: &Contender, rounds: &[&Measurement], cell: &Cell) -> Option<L
         to_peer: None,
         to_bare: None,
         to_one_queue: None,
+        to_floor: None,
+        to_same_floor: None,
+        p99_to_peer: None,
     })
 }
 
@@ -241,123 +297,6 @@ pub fn short_or_dash(value: Option<f64>) -> String {
 }
 
 #[cfg(test)]
-pub mod sample {
-    //! A small run for the tests of the reports.
-
-    use crate::contender::Program;
-    use crate::plan::{Filter, Mode, Rows, Target, cells};
-
-    use super::*;
-
-    fn contender(family: &str, role: Role, queues: u32) -> Contender {
-        Contender {
-            family: family.to_owned(),
-            role,
-            queues,
-            program: Program::None,
-        }
-    }
-
-    /// Ours with 1 and 4 queues, a peer with 1 and 4 threads, the bare file.
-    pub fn contenders() -> Vec<Contender> {
-        vec![
-            contender("diskfuse", Role::Ours, 1),
-            contender("diskfuse", Role::Ours, 4),
-            contender("qemu", Role::Peer, 1),
-            contender("qemu", Role::Peer, 4),
-            Contender::bare(),
-        ]
-    }
-
-    fn measurement(round: u32, cell: usize, contender: usize, kiops: f64) -> Measurement {
-        let cost = Cost {
-            cpu_us_per_request: 2.5,
-            switches_per_request: 0.5,
-            resident_idle: 10 << 20,
-            resident_peak: 20 << 20,
-            start_ms: 30.0,
-            clean_stop: true,
-        };
-        Measurement {
-            round,
-            cell,
-            contender,
-            iops: kiops * 1000.0,
-            mib_per_second: kiops * 4.0,
-            p50_us: 100.0,
-            p99_us: 900.0,
-            requests: 1000,
-            cost: (contender != 4).then_some(cost),
-        }
-    }
-
-    /// Four file cells, three rounds in each of which the machine is slower than before. In the first cell ours with one
-    /// queue is 1.5 times the best peer and with four queues 0.75 times; in the others all is well.
-    pub fn report() -> Report {
-        let filter = Filter {
-            rows: vec![Rows::Small],
-            targets: vec![Target::File],
-            modes: vec![Mode::Aio],
-            jobs: vec![1],
-            ..Filter::default()
-        };
-        let (cells, contenders) = (cells(&filter), contenders());
-        let mut measurements = Vec::new();
-        for cell in 0..cells.len() {
-            for round in 0..3 {
-                let speed = 100.0 / f64::from(round + 1);
-                let scores = if cell == 0 {
-                    [1.5, 0.75, 1.0, 0.5, 2.0]
-                } else {
-                    [2.0, 3.0, 1.0, 0.5, 2.5]
-                };
-                for (contender, score) in scores.iter().enumerate() {
-                    measurements.push(measurement(round, cell, contender, score * speed));
-                }
-            }
-        }
-        let summary = summarise(&cells, &contenders, &measurements);
-        Report {
-            machine: Machine {
-                cpu: "Some <CPU> & more".to_owned(),
-                cores: 2,
-                memory_mib: 4096,
-                kernel: "6.18".to_owned(),
-                file_system: "ext4".to_owned(),
-                fio: "fio-3.33".to_owned(),
-                date: "2026-11-23 00:00 UTC".to_owned(),
-                commit: "none".to_owned(),
-            },
-            settings: Settings {
-                rounds: 3,
-                seconds: 2.0,
-                warm_seconds: 0.25,
-                size_mib: 1024,
-                command: "cargo xtask bench".to_owned(),
-            },
-            entrants: contenders
-                .iter()
-                .map(|contender| Entrant {
-                    label: contender.label(),
-                    family: contender.family.clone(),
-                    role: contender.role,
-                    queues: contender.queues,
-                    version: "1.0".to_owned(),
-                    description: contender.describe(),
-                })
-                .collect(),
-            cells,
-            results: Results {
-                measurements,
-                failures: Vec::new(),
-                interrupted: false,
-            },
-            summary,
-        }
-    }
-}
-
-#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -375,6 +314,28 @@ mod tests {
         assert!(close(one.to_bare, 0.75) && close(four.to_one_queue, 0.5));
         assert_eq!(one.to_one_queue, None);
         assert!((one.score.median - 75.0).abs() < 1e-9 && (one.score.max - 150.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn ours_is_compared_with_the_best_floor_and_with_that_of_its_own_transport() {
+        let report = sample::floor_report();
+        let row = &report.summary[0];
+        assert_eq!(row.best_floor.as_deref(), Some("bare-uring q1"));
+        assert_eq!(row.best_peer.as_deref(), Some("qemu q1"));
+        let (auto, uring, peer) = (&row.lines[0], &row.lines[1], &row.lines[2]);
+        assert!(close(auto.to_floor, 0.5) && auto.to_same_floor.is_none());
+        assert!(close(uring.to_floor, 0.75) && close(uring.to_same_floor, 0.75));
+        assert!(close(peer.to_floor, 0.25) && peer.to_same_floor.is_none());
+        assert_eq!(sample::report().summary[0].best_floor, None);
+    }
+
+    #[test]
+    fn tails_are_compared_with_the_calmest_peer_and_not_with_the_floor() {
+        let report = sample::floor_report();
+        let row = &report.summary[0];
+        assert_eq!(row.calmest_peer.as_deref(), Some("qemu q1"));
+        assert!(close(row.lines[0].p99_to_peer, 0.75) && close(row.lines[1].p99_to_peer, 1.5));
+        assert!((row.lines[1].p999_us - 2400.0).abs() < 1e-9);
     }
 
     #[test]

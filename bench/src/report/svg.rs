@@ -18,6 +18,7 @@ const LEGEND_LINE: f64 = 20.0;
 // Hues that colour-blind readers can tell apart (Okabe and Ito's set), one per family.
 const OURS: [&str; 3] = ["#0072b2", "#009e73", "#56b4e9"];
 const PEERS: [&str; 4] = ["#d55e00", "#e69f00", "#cc79a7", "#8c6d31"];
+const FLOORS: [&str; 2] = ["#222222", "#5b3a8c"];
 const BARE: &str = "#777777";
 
 /// The chart of the whole report.
@@ -216,10 +217,10 @@ fn colour(entrant: &Entrant, entrants: &[Entrant]) -> String {
         .iter()
         .position(|family| *family == entrant.family)
         .unwrap_or(0);
-    let palette: &[&str] = if entrant.role == Role::Ours {
-        &OURS
-    } else {
-        &PEERS
+    let palette: &[&str] = match entrant.role {
+        Role::Ours => &OURS,
+        Role::Floor => &FLOORS,
+        _ => &PEERS,
     };
     let siblings: Vec<u32> = entrants
         .iter()

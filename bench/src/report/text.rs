@@ -18,7 +18,8 @@ fn head(report: &Report) -> String {
     let (machine, settings) = (&report.machine, &report.settings);
     format!(
         "{} · {} cores · kernel {} · {} · {} · {}\n{} rounds of {} s · median, min..max of the rounds · * the best peer, /peer: against it, \
-         /bare: against the image file, /q1: against the same with one queue; ratios are medians of paired rounds\n",
+         /bare: against the image file, /q1: against the same with one queue, /floor: against the best server that does nothing, \
+         /own: against that with the same transport and queues; ratios are medians of paired rounds\n",
         machine.cpu,
         machine.cores,
         machine.kernel,
@@ -33,19 +34,22 @@ fn head(report: &Report) -> String {
 fn block(text: &mut String, row: &Row) {
     let _ = writeln!(
         text,
-        "\n{:<28} {:>8} {:>17} {:>8} {:>8} {:>8} {:>8} {:>7} {:>7} {:>6} {:>6} {:>6}",
+        "\n{:<28} {:>8} {:>17} {:>8} {:>8} {:>8} {:>8} {:>8} {:>7} {:>7} {:>6} {:>6} {:>6} {:>6} {:>6}",
         row.name,
         row.unit,
         "min..max",
         "p50 µs",
         "p99 µs",
+        "p99.9 µs",
         "CPU µs",
         "switches",
         "idle M",
         "peak M",
         "/peer",
         "/bare",
-        "/q1"
+        "/q1",
+        "/floor",
+        "/own"
     );
     for line in &row.lines {
         let mark = if row.best_peer.as_ref() == Some(&line.label) {
@@ -55,12 +59,13 @@ fn block(text: &mut String, row: &Row) {
         };
         let _ = writeln!(
             text,
-            "  {:<26} {:>8} {:>17} {:>8} {:>8} {:>8} {:>8} {:>7} {:>7} {:>6} {:>6} {:>6}",
+            "  {:<26} {:>8} {:>17} {:>8} {:>8} {:>8} {:>8} {:>8} {:>7} {:>7} {:>6} {:>6} {:>6} {:>6} {:>6}",
             format!("{}{mark}", line.label),
             short(line.score.median),
             format!("{}..{}", short(line.score.min), short(line.score.max)),
             short(line.p50_us),
             short(line.p99_us),
+            short(line.p999_us),
             short_or_dash(line.cpu_us),
             short_or_dash(line.switches),
             short_or_dash(line.idle_mib),
@@ -68,6 +73,8 @@ fn block(text: &mut String, row: &Row) {
             short_or_dash(line.to_peer),
             short_or_dash(line.to_bare),
             short_or_dash(line.to_one_queue),
+            short_or_dash(line.to_floor),
+            short_or_dash(line.to_same_floor),
         );
     }
 }
@@ -77,23 +84,28 @@ fn tail(text: &mut String, report: &Report) {
     if !overall.is_empty() {
         let _ = writeln!(
             text,
-            "\n{:<40} {:>6} {:>6} {:>6} {:>6}",
-            "over all cells", "cells", "/peer", "worst", "/bare"
+            "\n{:<40} {:>6} {:>6} {:>6} {:>6} {:>6} {:>9}",
+            "over all cells", "cells", "/peer", "worst", "/bare", "/floor", "p99 worse"
         );
     }
     for one in overall {
         let _ = writeln!(
             text,
-            "  {:<38} {:>6} {:>6} {:>6} {:>6}",
+            "  {:<38} {:>6} {:>6} {:>6} {:>6} {:>6} {:>9}",
             format!("{} {}", one.kind, one.label),
             one.cells,
             short_or_dash(one.to_peer),
             short_or_dash(one.worst_to_peer),
-            short_or_dash(one.to_bare)
+            short_or_dash(one.to_bare),
+            short_or_dash(one.to_floor),
+            one.worse_tails
         );
     }
     for loss in verdict::losses(report) {
         let _ = writeln!(text, "lost: {loss}");
+    }
+    for tail in verdict::tails(report) {
+        let _ = writeln!(text, "tail: {tail}");
     }
     for failure in &report.results.failures {
         let (cell, label) = (
@@ -150,5 +162,26 @@ mod tests {
             text.contains("FAILED: round 2, file aio j1 read seq, qemu q1: ended with signal 6")
         );
         assert!(text.contains("interrupted"));
+    }
+
+    #[test]
+    fn the_floor_has_its_columns_and_its_place_in_the_verdict() {
+        let text = render(&sample::floor_report());
+        let line = text
+            .lines()
+            .find(|line| line.starts_with("  uring q1"))
+            .unwrap();
+        let columns: Vec<&str> = line.split_whitespace().collect();
+        assert_eq!(columns[columns.len() - 2..], ["0.75", "0.75"]);
+        assert!(columns.contains(&"1200") && columns.contains(&"2400"));
+        let over_all = text
+            .lines()
+            .find(|line| line.contains("null aio diskfuse q1"))
+            .unwrap();
+        let columns: Vec<&str> = over_all.split_whitespace().collect();
+        assert_eq!(columns[columns.len() - 2..], ["0.50", "0"]);
+        assert!(
+            text.contains("tail: null aio j1 read seq: p99 of uring q1 is 1.50 × that of qemu q1")
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! Which cells are lost, and how ours does over all. Says what the figures say, good or bad.
+//! Which cells are lost, in which the tail is, and how ours does over all. Says what the figures say, good or bad.
 
 use crate::contender::Role;
 use crate::plan::word;
@@ -11,6 +11,9 @@ pub const PEER: f64 = 0.995;
 const ONE_QUEUE: f64 = 0.9;
 /// Below this against the bare file the export is too far from the disk.
 const BARE: f64 = 0.7;
+
+/// Above this against the calmest peer a 99th percentile is worse: what would be printed as more than 1.00.
+const TAIL: f64 = 1.005;
 
 /// One configuration of ours over all cells of one kind (target and mode).
 pub struct Overall {
@@ -26,6 +29,10 @@ pub struct Overall {
     pub worst_to_peer: Option<f64>,
     /// Median over the cells of the ratio to the bare file.
     pub to_bare: Option<f64>,
+    /// Median over the cells of the ratio to the best bare server.
+    pub to_floor: Option<f64>,
+    /// Cells whose 99th percentile of latency is worse than the lowest of a peer.
+    pub worse_tails: usize,
 }
 
 fn lines_of_ours(report: &Report) -> impl Iterator<Item = (&Row, &Line)> {
@@ -54,6 +61,7 @@ pub fn overall(report: &Report) -> Vec<Overall> {
         .map(|(label, kind, lines)| {
             let peer: Vec<f64> = lines.iter().filter_map(|line| line.to_peer).collect();
             let bare: Vec<f64> = lines.iter().filter_map(|line| line.to_bare).collect();
+            let floor: Vec<f64> = lines.iter().filter_map(|line| line.to_floor).collect();
             Overall {
                 label,
                 kind,
@@ -61,6 +69,8 @@ pub fn overall(report: &Report) -> Vec<Overall> {
                 to_peer: stats::median(&peer),
                 worst_to_peer: stats::spread(&peer).map(|spread| spread.min),
                 to_bare: stats::median(&bare),
+                to_floor: stats::median(&floor),
+                worse_tails: lines.iter().filter_map(|line| worse_tail(line)).count(),
             }
         })
         .collect()
@@ -89,6 +99,23 @@ pub fn losses(report: &Report) -> Vec<String> {
         lost(line.to_bare, BARE, "the bare file");
     }
     losses
+}
+
+fn worse_tail(line: &Line) -> Option<f64> {
+    line.p99_to_peer.filter(|ratio| *ratio > TAIL)
+}
+
+/// Every cell where the 99th percentile of ours is worse than the lowest of a peer, one line each.
+pub fn tails(report: &Report) -> Vec<String> {
+    let tail = |(row, line): (&Row, &Line)| {
+        let peer = row.calmest_peer.as_deref()?;
+        let ratio = short(worse_tail(line)?);
+        Some(format!(
+            "{}: p99 of {} is {ratio} × that of {peer}",
+            row.name, line.label
+        ))
+    };
+    lines_of_ours(report).filter_map(tail).collect()
 }
 
 #[cfg(test)]
@@ -122,5 +149,30 @@ mod tests {
             four.worst_to_peer
                 .is_some_and(|ratio| (ratio - 0.75).abs() < 1e-9)
         );
+    }
+
+    #[test]
+    fn worse_tails_are_named_and_counted_and_equal_ones_are_not() {
+        assert!(tails(&sample::report()).is_empty());
+        let report = sample::floor_report();
+        let tails = tails(&report);
+        assert_eq!(tails.len(), 4);
+        assert_eq!(
+            tails[0],
+            "null aio j1 read seq: p99 of uring q1 is 1.50 × that of qemu q1"
+        );
+        let counts: Vec<usize> = overall(&report).iter().map(|one| one.worse_tails).collect();
+        assert_eq!(counts, [0, 4]);
+    }
+
+    #[test]
+    fn overall_says_how_far_the_floor_is() {
+        let ratios: Vec<Option<f64>> = overall(&sample::floor_report())
+            .iter()
+            .map(|one| one.to_floor)
+            .collect();
+        assert_eq!(ratios, [Some(0.5), Some(0.75)]);
+        let without = overall(&sample::report());
+        assert!(without.iter().all(|one| one.to_floor.is_none()));
     }
 }
