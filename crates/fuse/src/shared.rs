@@ -106,6 +106,8 @@ pub(crate) struct Lane {
     /// Idle time of its thread, in nanoseconds.
     pub(crate) idle: AtomicU64,
     pub(crate) in_flight: AtomicU32,
+    /// Requests that came in entries, up to a few; see `queue/placement.rs`.
+    pub(crate) came: AtomicU64,
     pub(crate) reads: AtomicU64,
     pub(crate) writes: AtomicU64,
     pub(crate) read_bytes: AtomicU64,

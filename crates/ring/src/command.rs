@@ -4,7 +4,7 @@
 //!
 //! Source: `struct io_uring_sqe` in `include/uapi/linux/io_uring.h`.
 
-use std::rc::Rc;
+use std::rc::Weak;
 
 use crate::buf::Buf;
 use crate::current;
@@ -36,17 +36,32 @@ pub fn carries_commands() -> bool {
 }
 
 /// Gives a command to the driver of `fd`, with the whole of `buf` (bounds, not window) as its memory. `sink` has the
-/// answer, under `name`. On a ring that does not carry commands the answer is ENOSYS.
+/// answer, under `name`, if it still exists then. On a ring that does not carry commands the answer is ENOSYS.
 pub fn command(
     fd: &SharedFd,
     command: Command,
     buf: Buf,
-    sink: &Rc<dyn CommandSink>,
+    sink: Weak<dyn CommandSink>,
     name: u32,
 ) -> CancelKey {
-    let mut buf = buf;
+    current::with(|ring| ring.start_command(command, fd, whole(buf), sink, name))
+}
+
+/// Gives the next command to the descriptor of one that was answered without an error, for the same sink under the same
+/// name. Cheaper than [`command`]. Memory is not told again: `command.memory` is to be `None`.
+pub fn command_again(key: CancelKey, command: Command, buf: Buf) {
+    current::with(|ring| ring.command_again(key, command, whole(buf)));
+}
+
+/// Says that there will be no next command after one that was answered without an error. Does nothing on a thread whose
+/// ring is gone.
+pub fn end_commands(key: CancelKey) {
+    current::try_with(|ring| ring.ops.borrow_mut().end_commands(key));
+}
+
+fn whole(mut buf: Buf) -> Buf {
     buf.set_window(0..buf.capacity());
-    current::with(|ring| ring.start_command(command, fd, buf, Rc::clone(sink), name))
+    buf
 }
 
 /// Gives memory of a command in flight back to the kernel, from byte `from` on: it is not resident any more and reads as

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::rc::Rc;
+use std::rc::Weak;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Waker};
@@ -140,7 +140,7 @@ impl Inner {
         command: Command,
         fd: &SharedFd,
         buf: Buf,
-        sink: Rc<dyn CommandSink>,
+        sink: Weak<dyn CommandSink>,
         name: u32,
     ) -> CancelKey {
         self.operations.set(self.operations.get() + 1);
@@ -160,6 +160,15 @@ impl Inner {
         ops.commanded_by(key, sink, name);
         self.driver.borrow_mut().start(key, &mut ops);
         key
+    }
+
+    /// Gives the next command in place of one that was answered.
+    pub(crate) fn command_again(&self, key: CancelKey, command: Command, buf: Buf) {
+        self.operations.set(self.operations.get() + 1);
+        let mut ops = self.ops.borrow_mut();
+        if ops.command_again(key, Action::Command(command), buf) {
+            self.driver.borrow_mut().start(key, &mut ops);
+        }
     }
 
     /// See [`release_command_memory`](crate::release_command_memory).

@@ -38,7 +38,10 @@ mod uring;
 mod words;
 
 pub use buf::{Buf, PAGE};
-pub use command::{Command, CommandSink, carries_commands, command, release_command_memory};
+pub use command::{
+    Command, CommandSink, carries_commands, command, command_again, end_commands,
+    release_command_memory,
+};
 pub use config::{Backend, Choice, Config, Counters};
 pub use current::{backend, counters, is_moving, mailbox, spawn, urgently, yield_now};
 pub use error::{Error, Reason};

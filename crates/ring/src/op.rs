@@ -6,7 +6,7 @@ use std::future::Future;
 use std::io;
 use std::marker::PhantomData;
 use std::pin::Pin;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
 
 use crate::buf::Buf;
@@ -83,19 +83,20 @@ pub(crate) struct Entry {
 enum State {
     Free,
     Flying(Option<Waker>),
-    /// Whoever is to have the answer, and his name for it.
-    Commanded(Rc<dyn CommandSink>, u32),
+    /// Whoever is to have the answer, and his name for it. The kernel has the command while the entry has its memory.
+    Commanded(Weak<dyn CommandSink>, u32),
     Abandoned,
     Done(i32),
 }
 
-impl State {
+impl Entry {
     /// Whether the kernel or a worker still has it.
     fn in_flight(&self) -> bool {
-        matches!(
-            self,
-            Self::Flying(_) | Self::Abandoned | Self::Commanded(..)
-        )
+        match self.state {
+            State::Flying(_) | State::Abandoned => true,
+            State::Commanded(..) => self.buf.is_some(),
+            State::Done(_) | State::Free => false,
+        }
     }
 }
 
@@ -127,12 +128,12 @@ impl Table {
 
     /// Operations that the kernel or a worker still has.
     pub(crate) fn in_flight(&self) -> usize {
-        self.entries.iter().filter(|e| e.state.in_flight()).count()
+        self.entries.iter().filter(|e| e.in_flight()).count()
     }
 
     /// Commands that the kernel still has. It gives none back but by its own decision.
     pub(crate) fn commands(&self) -> usize {
-        let commanded = |e: &&Entry| matches!(e.state, State::Commanded(..));
+        let commanded = |e: &&Entry| matches!(e.state, State::Commanded(..)) && e.buf.is_some();
         self.entries.iter().filter(commanded).count()
     }
 
@@ -203,9 +204,32 @@ impl Table {
     }
 
     /// Names who is to have the answer of a command.
-    pub(crate) fn commanded_by(&mut self, key: CancelKey, sink: Rc<dyn CommandSink>, name: u32) {
+    pub(crate) fn commanded_by(&mut self, key: CancelKey, sink: Weak<dyn CommandSink>, name: u32) {
         if let Some(entry) = self.get(key) {
             entry.state = State::Commanded(sink, name);
+        }
+    }
+
+    /// Makes an entry whose command was answered ready for the next one. False, and the memory is dropped, if it is not
+    /// such an entry.
+    pub(crate) fn command_again(&mut self, key: CancelKey, action: Action, buf: Buf) -> bool {
+        match self.get(key) {
+            Some(entry) if matches!(entry.state, State::Commanded(..)) && entry.buf.is_none() => {
+                entry.action = action;
+                entry.buf = Some(buf);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Gives an entry up whose command was answered.
+    pub(crate) fn end_commands(&mut self, key: CancelKey) {
+        if self
+            .get(key)
+            .is_some_and(|e| matches!(e.state, State::Commanded(..)) && e.buf.is_none())
+        {
+            self.recycle(key.index);
         }
     }
 
@@ -214,25 +238,29 @@ impl Table {
         let Some(entry) = self.get(key) else {
             return Hearer::Nobody;
         };
+        if let State::Commanded(sink, name) = &entry.state {
+            let hearer = match (sink.upgrade(), entry.buf.take()) {
+                (Some(sink), Some(buf)) => Hearer::Commander(sink, *name, buf),
+                _ => Hearer::Nobody,
+            };
+            // After an error there is nothing to go on with.
+            if result < 0 || matches!(hearer, Hearer::Nobody) {
+                self.recycle(key.index);
+            }
+            return hearer;
+        }
         let waited = matches!(entry.action, Action::ReadReady);
         match std::mem::replace(&mut entry.state, State::Done(result)) {
             State::Flying(Some(waker)) if waited => Hearer::Fetcher(waker),
             State::Flying(Some(waker)) => Hearer::Task(waker),
-            State::Commanded(sink, name) => {
-                let buf = entry.buf.take();
-                self.recycle(key.index);
-                match buf {
-                    Some(buf) => Hearer::Commander(sink, name, buf),
-                    // A command has its memory from its start on.
-                    None => Hearer::Nobody,
-                }
-            }
             State::Abandoned => {
                 self.recycle(key.index);
                 Hearer::Nobody
             }
             // Not looked at yet; and `get` finds no free entries, and nothing completes twice.
-            State::Flying(None) | State::Done(_) | State::Free => Hearer::Nobody,
+            State::Flying(None) | State::Commanded(..) | State::Done(_) | State::Free => {
+                Hearer::Nobody
+            }
         }
     }
 

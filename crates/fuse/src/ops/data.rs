@@ -1,11 +1,11 @@
 //! READ, WRITE, FLUSH, FSYNC: the hot path. Nothing here allocates or locks for a range that the node resolves.
 
 use diskfuse_block::{Access, Extent, Resize, SECTOR, io};
-use zerocopy::IntoBytes;
 
 use super::{Answer, disk_error};
 use crate::abi::WriteOut;
 use crate::queue::Queue;
+use crate::request::Operation;
 use crate::shared::bump;
 use crate::slot::SlotBuf;
 
@@ -20,11 +20,7 @@ pub(super) async fn read(queue: &Queue, slot: &mut SlotBuf, offset: u64, size: u
     }
     let whole = |l: u64| l == len;
     let (result, buf) = match node.resolve(Access::Read, offset, len) {
-        Extent::Void { len: l } if whole(l) => {
-            slot.zero(bytes);
-            count_read(queue, len);
-            return Ok(bytes);
-        }
+        Extent::Void { len: l } if whole(l) => return Ok(read_void(queue, slot, len)),
         Extent::Host {
             file,
             offset,
@@ -58,7 +54,7 @@ pub(super) async fn write(queue: &Queue, slot: &mut SlotBuf, offset: u64, size: 
         let bytes = len as usize;
         let whole = |l: u64| l == len;
         let (result, buf) = match node.resolve(Access::Write, offset, len) {
-            Extent::Void { len: l } if whole(l) => (Ok(()), slot.take_for_data(bytes)),
+            Extent::Void { len: l } if whole(l) => return Ok(wrote(queue, slot, len)),
             Extent::Host {
                 file,
                 offset,
@@ -69,16 +65,59 @@ pub(super) async fn write(queue: &Queue, slot: &mut SlotBuf, offset: u64, size: 
         };
         slot.put(buf);
         result.map_err(|e| disk_error(queue, &e))?;
-        shared.attributes.mark_written();
+    }
+    Ok(wrote(queue, slot, len))
+}
+
+/// The answer to a read of `len` bytes where there is nothing.
+fn read_void(queue: &Queue, slot: &mut SlotBuf, len: u64) -> usize {
+    slot.zero(len as usize);
+    queue.found_void(true);
+    count_read(queue, len);
+    len as usize
+}
+
+/// The answer to a write of which `len` bytes are done.
+fn wrote(queue: &Queue, slot: &mut SlotBuf, len: u64) -> usize {
+    if len > 0 {
+        queue.shared.attributes.mark_written();
     }
     bump(&queue.lane().writes, 1);
     bump(&queue.lane().written_bytes, len);
-    let out = WriteOut {
+    slot.put_struct(&WriteOut {
         size: len as u32,
         padding: 0,
+    })
+}
+
+/// Does what takes no waiting: reads and writes where there is nothing. `None`, and nothing is done, if it is not that.
+pub(super) fn at_once(queue: &Queue, slot: &mut SlotBuf, operation: &Operation) -> Option<Answer> {
+    let node = &*queue.shared.node;
+    let (access, offset, size) = match *operation {
+        Operation::Read { offset, size } => (Access::Read, offset, size),
+        Operation::Write { offset, size } if queue.shared.options.writable => {
+            (Access::Write, offset, size)
+        }
+        _ => return None,
     };
-    debug_assert_eq!(out.as_bytes().len(), 8);
-    Ok(slot.put_struct(&out))
+    let len = u64::from(size);
+    let fits = offset.checked_add(len)? <= node.size() && len <= slot.size() as u64;
+    if len == 0 || !fits {
+        return None;
+    }
+    match (node.resolve(access, offset, len), access) {
+        (Extent::Void { len: l }, Access::Read) if l == len => {
+            Some(Ok(read_void(queue, slot, len)))
+        }
+        (Extent::Void { len: l }, Access::Write) if l == len => {
+            queue.found_void(true);
+            Some(Ok(wrote(queue, slot, len)))
+        }
+        _ => {
+            queue.found_void(false);
+            None
+        }
+    }
 }
 
 /// How much of a write at `offset` fits, after growing the disk if that is allowed.

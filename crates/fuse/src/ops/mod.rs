@@ -39,6 +39,11 @@ pub(crate) fn disk_error(queue: &Queue, error: &Error) -> i32 {
     }
 }
 
+/// Does what was asked if that takes no waiting; `None`, and nothing is done, if it may take some.
+pub(crate) fn at_once(queue: &Queue, slot: &mut SlotBuf, operation: &Operation) -> Option<Answer> {
+    data::at_once(queue, slot, operation)
+}
+
 /// Does what was asked. `INIT` is here too: the queue sees to it that it comes first.
 pub(crate) async fn perform(queue: &Queue, slot: &mut SlotBuf, operation: Operation) -> Answer {
     match operation {

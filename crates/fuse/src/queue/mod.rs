@@ -38,6 +38,8 @@ pub(crate) struct Queue {
     /// What this thread has in the kernel's queues of FUSE over io_uring.
     ring: RingSide,
     whereabouts: Whereabouts,
+    /// See [`Queue::found_void`].
+    void: Cell<bool>,
 }
 
 /// Sees to it that the export learns of the queue's end, however it comes.
@@ -77,6 +79,7 @@ pub(crate) async fn run(mut membership: Membership, device: SharedFd) {
         scale: Scale::default(),
         ring: RingSide::default(),
         whereabouts: Whereabouts::default(),
+        void: Cell::new(false),
     });
     let mine = std::future::poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
     // Set once: this function runs once for each lane.
@@ -101,6 +104,11 @@ impl Queue {
     /// This queue's flags and counters.
     pub(crate) fn lane(&self) -> &Lane {
         &self.shared.lanes[self.index]
+    }
+
+    /// A read or a write found nothing where it went, or something: the next one is likely to find the same.
+    pub(crate) fn found_void(&self, void: bool) {
+        self.void.set(void);
     }
 
     /// A request came in.

@@ -10,6 +10,7 @@ use diskfuse_ring::yield_now;
 use super::Queue;
 use super::pending::Pending;
 use crate::abi::OutHeader;
+use crate::ops;
 use crate::request::{Malformed, Operation, Request};
 use crate::shared::End;
 use crate::slot::SlotBuf;
@@ -142,11 +143,18 @@ impl Queue {
     fn serve_entry(self: &Rc<Self>, held: Held) {
         let Held {
             entry,
-            memory,
+            mut memory,
             request,
         } = held;
         match request {
             Ok(request) => {
+                self.count_for_placement();
+                if self.void.get()
+                    && let Some(answer) = ops::at_once(self, &mut memory, &request.operation)
+                {
+                    let (header, len) = Pending::new(None, request.unique).header(answer);
+                    return self.commit(entry, memory, &header, len);
+                }
                 let slot = self.slots.take_bare(self);
                 let cost = match request.operation {
                     Operation::Read { size, .. } | Operation::Write { size, .. } => size as usize,
@@ -154,7 +162,6 @@ impl Queue {
                 };
                 self.slots.begin(&slot, cost);
                 self.accepted();
-                self.count_for_placement(self.slots.busy());
                 slot.lend(entry, memory, request);
             }
             Err(malformed) => {

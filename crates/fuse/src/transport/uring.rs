@@ -14,7 +14,8 @@ use std::io;
 use std::rc::{Rc, Weak};
 
 use diskfuse_ring::{
-    Buf, CancelKey, Command, CommandSink, SharedFd, command, release_command_memory,
+    Buf, CancelKey, Command, CommandSink, SharedFd, command, command_again, end_commands,
+    release_command_memory,
 };
 use zerocopy::IntoBytes;
 
@@ -37,8 +38,10 @@ struct Entry {
     memory: Cell<Option<SlotBuf>>,
     /// The kernel's name for the request in it.
     commit_id: Cell<u64>,
-    /// The command that the kernel has it with.
-    with_kernel: Cell<Option<CancelKey>>,
+    /// The ring's name for its commands, from its registration until the kernel has no use for it any more.
+    key: Cell<Option<CancelKey>>,
+    /// A request in it is being served, or held.
+    with_us: Cell<bool>,
 }
 
 /// All entries of one thread.
@@ -94,7 +97,8 @@ impl Entries {
                 queue,
                 memory: Cell::new(Some(SlotBuf::of(buf))),
                 commit_id: Cell::new(0),
-                with_kernel: Cell::new(None),
+                key: Cell::new(None),
+                with_us: Cell::new(true),
             });
         }
         Ok(Rc::new_cyclic(|this| Self {
@@ -140,27 +144,28 @@ impl Entries {
     }
 
     fn give(&self, index: u32, entry: &Entry, mut memory: SlotBuf, op: u32) {
-        let Some(this) = self.this.upgrade() else {
-            return;
-        };
         let arguments = RingCommand {
             commit_id: entry.commit_id.get(),
             queue: entry.queue,
             ..RingCommand::default()
         };
-        let mut bytes = [0; size_of::<RingCommand>()];
-        bytes.copy_from_slice(arguments.as_bytes());
-        let order = Command {
+        let mut order = Command {
             op,
-            arguments: bytes,
-            memory: (op == ring_command::REGISTER).then_some(DATA),
+            arguments: [0; size_of::<RingCommand>()],
+            memory: None,
         };
+        order.arguments.copy_from_slice(arguments.as_bytes());
         self.resident.set(self.resident.get() + memory.touched());
         let buf = memory.take_for_command();
         entry.memory.set(Some(memory));
-        let sink: Rc<dyn CommandSink> = this;
-        let key = command(&self.device, order, buf, &sink, index);
-        entry.with_kernel.set(Some(key));
+        entry.with_us.set(false);
+        if let Some(key) = entry.key.get() {
+            return command_again(key, order, buf);
+        }
+        order.memory = Some(DATA);
+        let sink: Weak<dyn CommandSink> = self.this.clone();
+        let key = command(&self.device, order, buf, sink, index);
+        entry.key.set(Some(key));
     }
 
     /// Bytes of data that may be resident in entries that the kernel has.
@@ -172,8 +177,10 @@ impl Entries {
     /// does not do so now.
     pub(crate) fn release_idle(&self) {
         for entry in &self.all {
-            let (Some(key), Some(mut memory)) = (entry.with_kernel.get(), entry.memory.take())
-            else {
+            let (false, Some(key)) = (entry.with_us.get(), entry.key.get()) else {
+                continue;
+            };
+            let Some(mut memory) = entry.memory.take() else {
                 continue;
             };
             let before = memory.touched();
@@ -208,6 +215,17 @@ impl Entries {
     }
 }
 
+impl Drop for Entries {
+    /// What the kernel has comes back to the ring; the others are told of here.
+    fn drop(&mut self) {
+        for entry in &self.all {
+            if let (true, Some(key)) = (entry.with_us.get(), entry.key.get()) {
+                end_commands(key);
+            }
+        }
+    }
+}
+
 impl CommandSink for Entries {
     fn completed(&self, index: u32, result: i32, buf: Buf) {
         let Some(entry) = self.all.get(index as usize) else {
@@ -217,10 +235,11 @@ impl CommandSink for Entries {
             return;
         };
         memory.put(buf);
-        entry.with_kernel.set(None);
+        entry.with_us.set(true);
         self.resident.set(self.resident.get() - memory.touched());
         if result < 0 {
             entry.memory.set(Some(memory));
+            entry.key.set(None);
             return self.gone(index, result.saturating_neg());
         }
         let Some(queue) = self.queue.borrow().upgrade() else {
