@@ -34,6 +34,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("umount", "mount"),
     ("setpriv", "util-linux"),
     ("prlimit", "util-linux"),
+    ("taskset", "util-linux"),
 ];
 
 /// A program to be run.

@@ -108,6 +108,24 @@ impl ImageLock {
         }
     }
 
+    /// Sets locks on `other`, another description of the same file, that go with its last descriptor. Whether somebody
+    /// else objects is not looked at: whoever calls holds, or is about to ask for, the same here.
+    pub(crate) fn lock_beside(
+        &self,
+        other: &SharedFd,
+        used: Permissions,
+        unshared: Permissions,
+    ) -> Result<()> {
+        if self.mode == Locking::Off {
+            return Ok(());
+        }
+        let beside = Self::new(other.clone(), self.path.clone(), self.mode);
+        match beside.take(Held { used, unshared }) {
+            Err(error) if self.mode == Locking::Auto && without_locks(&error) => Ok(()),
+            outcome => outcome,
+        }
+    }
+
     fn take(&self, new: Held) -> Result<()> {
         for byte in new.bytes() {
             self.set(byte, libc::F_RDLCK).map_err(|errno| match errno {

@@ -4,7 +4,7 @@
 use std::future::Future;
 use std::pin::Pin;
 
-use diskfuse_ring::Buf;
+use diskfuse_ring::{Buf, SharedFd};
 
 use crate::error::Result;
 use crate::hold::Hold;
@@ -126,6 +126,17 @@ pub trait Node: Send + Sync {
 
     /// The host file behind it, for messages; `None` if there is none.
     fn filename(&self) -> Option<String>;
+
+    /// The host file that this node is, byte for byte and with nothing in between, opened once more: for the kernel to read
+    /// and (if `write`) write by itself, unseen by the node. It carries image locks of its own, as long as somebody has it.
+    /// The error says why it cannot be had.
+    fn plain_file(&self, write: bool) -> std::result::Result<SharedFd, String> {
+        let _ = write;
+        Err(format!(
+            "a node of driver '{}' is not a plain file",
+            self.driver()
+        ))
+    }
 
     /// Where the bytes from `offset` on are: the hot path. Takes no lock that is held across I/O, waits for nothing,
     /// allocates nothing.

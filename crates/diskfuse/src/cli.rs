@@ -166,6 +166,11 @@ pub struct MountArgs {
     )]
     pub cpus: Vec<String>,
 
+    /// Let the kernel read and write a raw image file itself: at the speed of the file, but unseen by `list`; a writable
+    /// one must be growable
+    #[arg(long, value_name = "WHEN", default_value = "off")]
+    pub passthrough: Passthrough,
+
     /// Stay in the foreground until Ctrl-C, SIGTERM or `diskfuse umount`
     #[arg(short, long)]
     pub foreground: bool,
@@ -263,6 +268,17 @@ pub enum Placement {
     Pinned,
     /// Each on others than those.
     Spread,
+}
+
+/// Whether the kernel reads and writes the image file itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Passthrough {
+    /// No.
+    Off,
+    /// If it can be had.
+    Auto,
+    /// Yes, or fail.
+    On,
 }
 
 /// What event loops stand on.

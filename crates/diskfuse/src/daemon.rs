@@ -344,6 +344,8 @@ impl Entry {
             writable: self.export.writable(),
             stopping: self.stopping,
             queues: stats.queues,
+            transport: if stats.uring { "uring" } else { "device" }.to_owned(),
+            passthrough: stats.passthrough,
             in_flight: stats.in_flight,
             reads: stats.reads,
             writes: stats.writes,

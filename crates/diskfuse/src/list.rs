@@ -34,22 +34,25 @@ pub fn run(arguments: &ListArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-const HEADINGS: [&str; 9] = [
+const HEADINGS: [&str; 10] = [
     "IMAGE",
     "MOUNTPOINT",
     "PID",
     "FORMAT",
     "MODE",
     "QUEUES",
+    "TRANSPORT",
     "IN FLIGHT",
     "READ",
     "WRITTEN",
 ];
 
 /// Which columns are numbers, and so stand at the right.
-const NUMBERS: [bool; 9] = [false, false, true, false, false, true, true, true, true];
+const NUMBERS: [bool; 10] = [
+    false, false, true, false, false, true, false, true, true, true,
+];
 
-fn row(export: &ExportStatus) -> [String; 9] {
+fn row(export: &ExportStatus) -> [String; 10] {
     let path = |path: &std::path::Path| Plain(&path.display().to_string()).to_string();
     let mode = match (export.stopping, export.writable) {
         (true, _) => "stopping",
@@ -66,6 +69,10 @@ fn row(export: &ExportStatus) -> [String; 9] {
         export.format.clone(),
         mode.to_owned(),
         export.queues.to_string(),
+        match export.passthrough {
+            true => format!("{}+passthrough", export.transport),
+            false => export.transport.clone(),
+        },
         export.in_flight.to_string(),
         size(export.read_bytes),
         size(export.written_bytes),
@@ -73,7 +80,7 @@ fn row(export: &ExportStatus) -> [String; 9] {
 }
 
 fn table(exports: &[ExportStatus]) -> String {
-    let rows: Vec<[String; 9]> = std::iter::once(HEADINGS.map(str::to_owned))
+    let rows: Vec<[String; 10]> = std::iter::once(HEADINGS.map(str::to_owned))
         .chain(exports.iter().map(row))
         .collect();
     let widths: Vec<usize> = (0..HEADINGS.len())
@@ -151,6 +158,8 @@ mod tests {
             writable: true,
             stopping: false,
             queues: 2,
+            transport: "uring".into(),
+            passthrough: false,
             in_flight: 0,
             reads: 0,
             writes: 0,
@@ -164,9 +173,9 @@ mod tests {
         assert_eq!(
             lines,
             [
-                "IMAGE           MOUNTPOINT    PID  FORMAT  MODE  QUEUES  IN FLIGHT     READ  WRITTEN",
-                "/a\\nb           /m              7  raw     rw         2          0  4.0 KiB      0 B",
-                "/long/name.img  /m          12345  raw     rw         2          0  4.0 KiB      0 B",
+                "IMAGE           MOUNTPOINT    PID  FORMAT  MODE  QUEUES  TRANSPORT  IN FLIGHT     READ  WRITTEN",
+                "/a\\nb           /m              7  raw     rw         2  uring              0  4.0 KiB      0 B",
+                "/long/name.img  /m          12345  raw     rw         2  uring              0  4.0 KiB      0 B",
             ]
         );
     }

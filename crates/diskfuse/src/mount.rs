@@ -10,7 +10,8 @@ use std::process::ExitCode;
 use diskfuse_block::Graph;
 use diskfuse_block::drivers::{self, FileConfig, RawConfig};
 use diskfuse_fuse::{
-    AllowOther, DEFAULT_MAX_BACKGROUND, ExportOptions, Placement, Transport, TransportOptions,
+    AllowOther, DEFAULT_MAX_BACKGROUND, ExportOptions, Passthrough, Placement, Transport,
+    TransportOptions,
 };
 use diskfuse_image::OpenOptions;
 use diskfuse_qcow2::node::Qcow2Config;
@@ -142,6 +143,11 @@ fn start_export(daemon: &mut Daemon, node: String, arguments: &MountArgs) -> Res
         },
         max_background: arguments.max_background.unwrap_or(DEFAULT_MAX_BACKGROUND),
         transport: transport(arguments)?,
+        passthrough: match arguments.passthrough {
+            cli::Passthrough::Off => Passthrough::Off,
+            cli::Passthrough::Auto => Passthrough::Auto,
+            cli::Passthrough::On => Passthrough::On,
+        },
     };
     let export = NewExport {
         options,

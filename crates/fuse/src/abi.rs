@@ -142,6 +142,13 @@ OpenOut {
     backing_id: i32,
 });
 
+wire!(/// `struct fuse_backing_map`
+BackingMap {
+    fd: i32,
+    flags: u32,
+    padding: u64,
+});
+
 wire!(/// `struct fuse_read_in`
 ReadIn {
     fh: u64,
@@ -278,6 +285,7 @@ pub mod init {
     pub const MAX_PAGES: u64 = 1 << 22;
     pub const INIT_EXT: u64 = 1 << 30;
     pub const DIRECT_IO_ALLOW_MMAP: u64 = 1 << 36;
+    pub const PASSTHROUGH: u64 = 1 << 37;
     pub const OVER_IO_URING: u64 = 1 << 41;
 }
 
@@ -286,6 +294,7 @@ pub mod init {
 pub mod fopen {
     pub const DIRECT_IO: u32 = 1 << 0;
     pub const PARALLEL_DIRECT_WRITES: u32 = 1 << 6;
+    pub const PASSTHROUGH: u32 = 1 << 7;
 }
 
 /// Bits of `valid` in SETATTR.

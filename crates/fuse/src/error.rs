@@ -60,11 +60,14 @@ pub enum Error {
         source: io::Error,
     },
     /// The kernel's FUSE is too old, or did not say anything.
-    #[error("the kernel's FUSE {0}")]
+    #[error("{0}")]
     Handshake(String),
     /// FUSE over io_uring was asked for by name and cannot be had.
     #[error("transport=uring: {0}")]
     NoRing(String),
+    /// Passthrough was asked for by name and cannot be had.
+    #[error("passthrough=on: {0}")]
+    NoPassthrough(String),
     /// How many CPUs there are cannot be found out.
     #[error("Could not find out how many CPUs there may be: {}", Reason(source))]
     Cpus {

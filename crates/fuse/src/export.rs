@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
 use crate::mount::{self, Mount, MountOptions};
+use crate::passthrough::Backing;
 use crate::queue::{self, Membership};
 use crate::shared::{AllowOther, End, ExportOptions, Shared, Stats};
 use crate::transport::{self, device};
@@ -83,6 +84,11 @@ impl Export {
                 drain: Some(Arc::downgrade(&hook)),
             },
         )?;
+        // After the image is ours: it sets the same locks once more.
+        if let Some(backing) = Backing::prepare(&shared.options, &*shared.node)? {
+            // Set once, here.
+            let _ = shared.backing.set(backing);
+        }
         let device = device::open().map_err(|source| Error::Device { source })?;
         let mount = mount_it(&shared, &device)?;
         let devices = queue_devices(&device, threads.len())?;
@@ -105,7 +111,9 @@ impl Export {
         match export.shared.wait_for_greeting(GREETING) {
             Some(Ok(())) => Ok(export),
             Some(Err(why)) => Err(Error::Handshake(why)),
-            None => Err(Error::Handshake("did not say anything".into())),
+            None => Err(Error::Handshake(
+                "the kernel's FUSE did not say anything".into(),
+            )),
         }
     }
 

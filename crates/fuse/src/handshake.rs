@@ -25,7 +25,13 @@ pub(crate) struct Wish {
     pub(crate) max_request: usize,
     /// FUSE over io_uring.
     pub(crate) ring: bool,
+    /// The kernel reads and writes the image file itself.
+    pub(crate) passthrough: bool,
 }
+
+/// How many file systems may stand on each other when the kernel reads and writes the image file itself: ours on one that
+/// stands on none.
+const STACK_DEPTH: u32 = 1;
 
 /// What the kernel said of itself.
 #[derive(Clone, Copy, Debug)]
@@ -53,7 +59,12 @@ pub(crate) fn answer(offer: Offer, wish: Wish) -> Result<InitOut, String> {
         ));
     }
     let ring = if wish.ring { init::OVER_IO_URING } else { 0 };
-    let flags = (WANTED | ring) & offered;
+    let passthrough = if wish.passthrough {
+        init::PASSTHROUGH
+    } else {
+        0
+    };
+    let flags = (WANTED | ring | passthrough) & offered;
     if flags & init::MAX_PAGES == 0 {
         return Err("offers no requests larger than 128 KiB".into());
     }
@@ -68,6 +79,11 @@ pub(crate) fn answer(offer: Offer, wish: Wish) -> Result<InitOut, String> {
         congestion_threshold: (u32::from(max_background) * 3 / 4).max(1) as u16,
         max_write: wish.max_request as u32,
         time_gran: 1,
+        max_stack_depth: if flags & init::PASSTHROUGH == 0 {
+            0
+        } else {
+            STACK_DEPTH
+        },
         max_pages: (wish.max_request / 4096) as u16,
         ..InitOut::default()
     })
@@ -88,6 +104,7 @@ mod tests {
             max_background: 64,
             max_request: 1 << 20,
             ring: false,
+            passthrough: false,
         };
         answer(offer, wish)
     }
@@ -110,8 +127,10 @@ mod tests {
     }
 
     #[test]
-    fn the_ring_is_asked_for_only_by_those_who_want_it() {
+    fn ring_and_passthrough_are_asked_for_only_by_those_who_want_them() {
         let out = ask(7, 45, u64::MAX).unwrap();
-        assert_eq!(u64::from(out.flags2) << 32 & init::OVER_IO_URING, 0);
+        let unwanted = init::OVER_IO_URING | init::PASSTHROUGH;
+        assert_eq!(u64::from(out.flags2) << 32 & unwanted, 0);
+        assert_eq!(out.max_stack_depth, 0);
     }
 }

@@ -8,9 +8,11 @@ use std::task::{Poll, Waker};
 
 use diskfuse_block::graph::DrainHook;
 use diskfuse_block::{LocalFuture, Node};
+use diskfuse_ring::SharedFd;
 use parking_lot::{Condvar, Mutex};
 
 use crate::attributes::Attributes;
+use crate::passthrough::{Backing, Passthrough};
 use crate::transport::{self, Plan, TransportOptions};
 
 /// Who but the owner may use the file.
@@ -46,6 +48,8 @@ pub struct ExportOptions {
     pub max_background: u16,
     /// How requests come and answers go.
     pub transport: TransportOptions,
+    /// Whether the kernel is to read and write the image file itself.
+    pub passthrough: Passthrough,
 }
 
 /// Why an export ended.
@@ -74,6 +78,8 @@ impl std::fmt::Display for End {
 pub struct Stats {
     /// Whether requests come through FUSE over io_uring.
     pub uring: bool,
+    /// Whether the kernel reads and writes the image file itself; then the other figures do not tell of it.
+    pub passthrough: bool,
     /// Queues, one descriptor and thread each.
     pub queues: usize,
     /// Queues that fetch requests at present; the others wait until the load is worth another thread.
@@ -153,6 +159,10 @@ pub(crate) struct Shared {
     way: AtomicU8,
     /// The kernel has agreed on entries, which it may hold from then on.
     ring_agreed: AtomicBool,
+    /// The kernel has agreed on reading and writing the image file itself.
+    passthrough_agreed: AtomicBool,
+    /// Set before anything is mounted, or never.
+    pub(crate) backing: OnceLock<Backing>,
     /// Queues that have not offered their entries yet.
     unregistered: AtomicUsize,
     /// Why the first of them that failed did.
@@ -198,6 +208,8 @@ impl Shared {
             plan,
             way: AtomicU8::new(BY_DEVICE),
             ring_agreed: AtomicBool::new(false),
+            passthrough_agreed: AtomicBool::new(false),
+            backing: OnceLock::new(),
             unregistered: AtomicUsize::new(queues),
             refusal: Mutex::new(None),
             lanes: (0..queues).map(|_| Lane::default()).collect(),
@@ -259,7 +271,7 @@ impl Shared {
             .compare_exchange(RUNNING, phase, Ordering::SeqCst, Ordering::SeqCst)
             .is_ok();
         if first {
-            let gone = "went away before it was answered";
+            let gone = "the kernel's FUSE went away before it was answered";
             self.greet(Err(gone.to_owned()));
         }
         self.wake_all();
@@ -289,23 +301,35 @@ impl Shared {
         self.ring_agreed.load(Ordering::SeqCst)
     }
 
-    /// Notes whether the kernel has agreed on FUSE over io_uring. The error is for people: it had to.
-    pub(crate) fn agreed_on(&self, ring: bool) -> std::result::Result<(), String> {
+    /// Notes what the kernel has agreed on. The error is for people: it had to.
+    pub(crate) fn agreed_on(
+        &self,
+        ring: bool,
+        passthrough: bool,
+    ) -> std::result::Result<(), String> {
+        self.passthrough_agreed.store(passthrough, Ordering::SeqCst);
         self.ring_agreed.store(ring, Ordering::SeqCst);
         if ring || self.plan.ring.is_none() {
             return Ok(());
         }
         let why = transport::switched_off()
-            .unwrap_or_else(|| "does not offer FUSE over io_uring".to_owned());
+            .unwrap_or_else(|| "the kernel does not offer FUSE over io_uring".to_owned());
         if self.plan.insist {
-            return Err(why);
+            return Err(format!("transport=uring: {why}"));
         }
         tracing::info!(export = %self.options.id, "requests come through /dev/fuse: {why}");
         Ok(())
     }
 
     /// The kernel has been answered: the export is usable, or will be when all entries are registered.
-    pub(crate) fn introduced(&self) {
+    pub(crate) fn introduced(&self, connection: &SharedFd) {
+        let agreed = self.passthrough_agreed.load(Ordering::SeqCst);
+        if let Some(backing) = self.backing.get()
+            && let Err(why) = backing.hand_over(agreed, connection)
+        {
+            self.greet(Err(why));
+            return;
+        }
         if self.has_entries() {
             self.way.store(REGISTERING, Ordering::SeqCst);
             self.wake_all();
@@ -330,7 +354,7 @@ impl Shared {
         };
         self.way.store(way, Ordering::SeqCst);
         match refusal {
-            Some(why) if self.plan.insist => self.greet(Err(why)),
+            Some(why) if self.plan.insist => self.greet(Err(format!("transport=uring: {why}"))),
             Some(why) => {
                 tracing::warn!(export = %self.options.id, "requests come through /dev/fuse: {why}");
                 self.greet(Ok(()));
@@ -429,6 +453,7 @@ impl Shared {
         let mut stats = Stats {
             queues: self.lanes.len(),
             uring: self.by_ring(),
+            passthrough: self.backing.get().is_some_and(|b| b.id().is_some()),
             active_queues: match self.by_ring() {
                 true => self.lanes.len(),
                 false => self.active.load(Ordering::Relaxed),

@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use diskfuse_block::drivers::{FileConfig, NullConfig, open_file, open_null};
 use diskfuse_block::{Graph, Node};
 use diskfuse_fuse::{
-    AllowOther, DEFAULT_MAX_BACKGROUND, Export, ExportOptions, Transport, TransportOptions,
+    AllowOther, DEFAULT_MAX_BACKGROUND, Export, ExportOptions, Passthrough, Transport,
+    TransportOptions,
 };
 use diskfuse_ring::{Choice, Config, IoThread, Polling};
 
@@ -66,6 +67,7 @@ fn allocations(node: Arc<dyn Node>, transport: Transport, work: impl Fn(&File)) 
             transport,
             ..TransportOptions::default()
         },
+        passthrough: Passthrough::Off,
     };
     let mailboxes = [thread.mailbox().clone()];
     // Dropped at the end, also of a failure: then nothing stays mounted.

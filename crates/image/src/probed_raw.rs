@@ -9,7 +9,7 @@ use diskfuse_block::{
     Access, BlockStatus, Error, Extent, Kind, Limits, LocalFuture, Node, RangeQueue, Resize,
     Result, Zeroes, io,
 };
-use diskfuse_ring::Buf;
+use diskfuse_ring::{Buf, SharedFd};
 
 use crate::format::{PROBED_BYTES, Probed, probe_bytes};
 
@@ -100,6 +100,17 @@ impl Node for ProbedRaw {
 
     fn filename(&self) -> Option<String> {
         self.file.filename()
+    }
+
+    fn plain_file(&self, write: bool) -> std::result::Result<SharedFd, String> {
+        if write {
+            return Err(
+                "nobody said that the image is raw, so not every write is let through \
+                 (--format raw says it)"
+                    .to_owned(),
+            );
+        }
+        self.file.plain_file(write)
     }
 
     fn resolve(&self, access: Access, offset: u64, len: u64) -> Extent<'_> {

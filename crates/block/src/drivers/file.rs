@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use diskfuse_ring::Buf;
+use diskfuse_ring::{Buf, SharedFd};
 use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
@@ -168,6 +168,35 @@ impl Node for FileNode {
 
     fn filename(&self) -> Option<String> {
         Some(self.host.path().to_owned())
+    }
+
+    fn plain_file(&self, write: bool) -> std::result::Result<SharedFd, String> {
+        if self.host.is_device() {
+            return Err("the image is a block device".to_owned());
+        }
+        if self.host.size() != self.size() {
+            return Err("the file does not end with a whole sector of 512 bytes".to_owned());
+        }
+        if write && self.detect_zeroes != DetectZeroes::Off {
+            return Err("the kernel does not detect zeroes".to_owned());
+        }
+        if write && self.host.read_only() {
+            return Err("the image is open for reading only".to_owned());
+        }
+        let file = self.host.open_again().map_err(|error| error.to_string())?;
+        let (used, alone) = match write {
+            true => (
+                Permissions::WRITER,
+                Permissions::WRITE | Permissions::RESIZE,
+            ),
+            false => (Permissions::READER, Permissions::NONE),
+        };
+        let locked = self.lock.lock_beside(&file, used, alone);
+        locked.map_err(|error| error.to_string())?;
+        if write {
+            self.host.grows_unseen();
+        }
+        Ok(file)
     }
 
     fn resolve(&self, access: Access, offset: u64, len: u64) -> Extent<'_> {

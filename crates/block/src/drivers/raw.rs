@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use diskfuse_ring::Buf;
+use diskfuse_ring::{Buf, SharedFd};
 
 use crate::error::{Error, Kind, Result};
 use crate::node::{Access, BlockStatus, Extent, Limits, LocalFuture, Node, Resize, Zeroes};
@@ -110,6 +110,13 @@ impl Node for RawNode {
 
     fn filename(&self) -> Option<String> {
         self.child.filename()
+    }
+
+    fn plain_file(&self, write: bool) -> std::result::Result<SharedFd, String> {
+        if self.config.offset != 0 || self.config.size.is_some() {
+            return Err("the disk is a part of a file only".to_owned());
+        }
+        self.child.plain_file(write)
     }
 
     fn resolve(&self, access: Access, offset: u64, len: u64) -> Extent<'_> {

@@ -10,12 +10,13 @@ mod open;
 mod space;
 mod transfer;
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use diskfuse_ring::{Buf, SharedFd};
 use parking_lot::Mutex;
+use rustix::fs::{Mode, OFlags};
 
 pub use align::Alignment;
 pub(crate) use open::{HostKind, Options};
@@ -56,6 +57,8 @@ struct Inner {
     buffered: OnceLock<SharedFd>,
     /// Bytes. What was found when it was opened, and what we made of it since.
     size: AtomicU64,
+    /// Others write it, and may make it larger.
+    grows_unseen: AtomicBool,
     /// One change of the size at a time. Taken by worker threads only, for as long as the change takes.
     resizing: Mutex<()>,
     flushes: Flushes,
@@ -116,7 +119,33 @@ impl HostFile {
 
     /// Bytes of the file or device, to the byte. Changes by our own writes and resizes only.
     pub fn size(&self) -> u64 {
+        if self.0.grows_unseen.load(Ordering::Relaxed)
+            && let Err(error) = self.refresh_size()
+        {
+            tracing::warn!(%error, "cannot find out how large the file is");
+        }
         self.0.size.load(Ordering::Relaxed)
+    }
+
+    /// From now on the file may grow by what others write: its size is looked up each time.
+    pub(crate) fn grows_unseen(&self) {
+        self.0.grows_unseen.store(true, Ordering::Relaxed);
+    }
+
+    /// The same file opened once more, for reading and (unless it is open for reading only) writing.
+    pub(crate) fn open_again(&self) -> Result<SharedFd> {
+        let access = match self.read_only() {
+            true => OFlags::RDONLY,
+            false => OFlags::RDWR,
+        };
+        let name = format!("/proc/self/fd/{}", self.0.fd.as_raw_fd());
+        let opened = rustix::fs::open(name, access | OFlags::CLOEXEC, Mode::empty());
+        opened.map(SharedFd::new).map_err(|errno| {
+            Error::os(
+                format!("Could not open '{}' again", self.path()),
+                errno.into(),
+            )
+        })
     }
 
     /// Looks the size up again: another process may have changed it while nobody here used the file.

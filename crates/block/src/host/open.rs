@@ -88,6 +88,7 @@ impl HostFile {
             gate: modifies.then(Gate::new),
             buffered: OnceLock::new(),
             size: AtomicU64::new(size),
+            grows_unseen: AtomicBool::new(false),
             resizing: Mutex::new(()),
             flushes: Flushes::default(),
             inconsistent: AtomicBool::new(false),

@@ -248,6 +248,8 @@ mod tests {
             writable: false,
             stopping: false,
             queues: 1,
+            transport: "device".to_owned(),
+            passthrough: false,
             in_flight: 0,
             reads: 1,
             writes: 2,

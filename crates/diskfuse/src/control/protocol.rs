@@ -67,6 +67,10 @@ pub struct ExportStatus {
     pub stopping: bool,
     /// How many queues, and threads, serve it.
     pub queues: usize,
+    /// How requests come: `device` or `uring`.
+    pub transport: String,
+    /// Whether the kernel reads and writes the image itself; what follows does not tell of that.
+    pub passthrough: bool,
     /// Requests in flight.
     pub in_flight: u64,
     /// READ requests answered.

@@ -1,6 +1,6 @@
 //! Exports of the storage daemon's command line: which node, on which threads.
 
-use diskfuse_fuse::{AllowOther, DEFAULT_MAX_BACKGROUND};
+use diskfuse_fuse::{AllowOther, DEFAULT_MAX_BACKGROUND, Passthrough};
 use diskfuse_monitor::{
     ExportKind, ExportOptions, ExportThreads, OnOffAuto, Placement, Transport, TransportOptions,
 };
@@ -49,6 +49,11 @@ pub fn add(daemon: &mut Daemon, iothreads: &mut Iothreads, options: &ExportOptio
                 .max_background
                 .map_or(DEFAULT_MAX_BACKGROUND, std::num::NonZero::get),
             transport: transport(&fuse.transport),
+            passthrough: match fuse.transport.passthrough {
+                OnOffAuto::Auto => Passthrough::Auto,
+                OnOffAuto::On => Passthrough::On,
+                OnOffAuto::Off => Passthrough::Off,
+            },
         },
         node: options.node_name.clone(),
         mailboxes,

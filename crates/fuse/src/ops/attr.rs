@@ -5,6 +5,7 @@ use diskfuse_block::Resize;
 use super::{Answer, disk_error};
 use crate::abi::{AttrOut, OpenOut, fattr, fopen};
 use crate::attributes::nanoseconds;
+use crate::passthrough::Backing;
 use crate::queue::Queue;
 use crate::request::Setattr;
 use crate::slot::SlotBuf;
@@ -106,6 +107,13 @@ pub(super) async fn open(queue: &Queue, slot: &mut SlotBuf, flags: u32) -> Answe
     }
     if shared.options.growable && flags & libc::O_TRUNC as u32 != 0 {
         truncate(queue, 0).await?;
+    }
+    if let Some(id) = shared.backing.get().and_then(Backing::id) {
+        return Ok(slot.put_struct(&OpenOut {
+            open_flags: fopen::PASSTHROUGH,
+            backing_id: id,
+            ..OpenOut::default()
+        }));
     }
     Ok(slot.put_struct(&OpenOut {
         open_flags: fopen::DIRECT_IO | fopen::PARALLEL_DIRECT_WRITES,

@@ -91,10 +91,12 @@ fn init(queue: &Queue, slot: &mut SlotBuf, offer: Offer) -> Answer {
         max_background: shared.options.max_background,
         max_request: shared.plan.max_request,
         ring: shared.plan.ring.is_some(),
+        passthrough: shared.backing.get().is_some(),
     };
-    let answered = handshake::answer(offer, wish).and_then(|out| {
+    let answered = handshake::answer(offer, wish).map_err(|why| format!("the kernel's FUSE {why}"));
+    let answered = answered.and_then(|out| {
         let got = u64::from(out.flags) | u64::from(out.flags2) << 32;
-        shared.agreed_on(got & init::OVER_IO_URING != 0)?;
+        shared.agreed_on(got & init::OVER_IO_URING != 0, got & init::PASSTHROUGH != 0)?;
         Ok((out, got))
     });
     match answered {

@@ -54,12 +54,11 @@ impl Queue {
     }
 
     async fn offer(self: &Rc<Self>, plan: &RingPlan) -> Result<(), String> {
-        let max_request = self.shared.plan.max_request;
+        let memory = self.shared.plan.memory();
         let threads = self.shared.lanes.len();
-        let make = |plan: &RingPlan, max_request| {
-            Entries::new(&self.device, plan, self.index, threads, max_request)
-        };
-        let (entries, lacking) = match make(plan, max_request) {
+        let make =
+            |plan: &RingPlan, memory| Entries::new(&self.device, plan, self.index, threads, memory);
+        let (entries, lacking) = match make(plan, memory) {
             Ok(entries) => (entries, None),
             Err(error) => {
                 // The kernel would wait for entries for ever: it gets one that it must refuse, as it is too small.

@@ -32,7 +32,7 @@ pub(super) async fn run(queue: Rc<Queue>, slot: Rc<Slot>) {
         slot.put_memory(memory);
         queue.answered(&slot, &sent);
         if greeted {
-            queue.shared.introduced();
+            queue.shared.introduced(&queue.device);
         }
     }
 }

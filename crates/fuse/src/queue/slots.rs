@@ -150,7 +150,7 @@ impl Slots {
         if self.made.get() == SLOTS {
             return Ok(None);
         }
-        let memory = SlotBuf::new(queue.shared.plan.max_request)?;
+        let memory = SlotBuf::new(queue.shared.plan.memory())?;
         self.made.set(self.made.get() + 1);
         Ok(Some(Slot::start(queue, Some(memory))))
     }

@@ -7,14 +7,16 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use diskfuse_ring::SharedFd;
 use rustix::fs::{Mode, OFlags};
-use rustix::ioctl::{Setter, ioctl, opcode};
+use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, Setter, ioctl, opcode};
+
+use crate::abi::BackingMap;
 
 /// `FUSE_DEV_IOC_CLONE`: `_IOR(229, 0, uint32_t)`.
-const CLONE: rustix::ioctl::Opcode = opcode::read::<u32>(229, 0);
+const CLONE: Opcode = opcode::read::<u32>(229, 0);
 
 /// Opens `/dev/fuse`.
 pub(crate) fn open() -> io::Result<SharedFd> {
@@ -33,4 +35,39 @@ pub(crate) fn clone_of(first: &SharedFd) -> io::Result<SharedFd> {
     // SAFETY: the kernel reads one u32 through the pointer, which `Setter` provides, and changes only `fd`.
     unsafe { ioctl(fd.as_fd(), Setter::<CLONE, u32>::new(number))? };
     Ok(fd)
+}
+
+/// `FUSE_DEV_IOC_BACKING_OPEN`: `_IOW(229, 1, struct fuse_backing_map)`.
+const BACKING_OPEN: Opcode = opcode::write::<BackingMap>(229, 1);
+
+struct OpenBacking(BackingMap);
+
+// SAFETY: the kernel reads one `struct fuse_backing_map` through the pointer and writes nothing; its return value is the
+// answer.
+unsafe impl Ioctl for OpenBacking {
+    type Output = i32;
+
+    const IS_MUTATING: bool = false;
+
+    fn opcode(&self) -> Opcode {
+        BACKING_OPEN
+    }
+
+    fn as_ptr(&mut self) -> *mut libc::c_void {
+        (&raw mut self.0).cast()
+    }
+
+    unsafe fn output_from_ptr(out: IoctlOutput, _: *mut libc::c_void) -> rustix::io::Result<i32> {
+        Ok(out)
+    }
+}
+
+/// Gives the kernel a file to read and write by itself, and returns its name for it.
+pub(crate) fn open_backing(connection: &SharedFd, file: BorrowedFd<'_>) -> io::Result<i32> {
+    let map = BackingMap {
+        fd: file.as_raw_fd(),
+        ..BackingMap::default()
+    };
+    // SAFETY: as `OpenBacking` says; the descriptor is open meanwhile.
+    Ok(unsafe { ioctl(connection.as_fd(), OpenBacking(map))? })
 }

@@ -84,6 +84,15 @@ pub(crate) struct Plan {
     pub(crate) max_request: usize,
 }
 
+impl Plan {
+    /// Bytes of data that the memory of a request must hold.
+    ///
+    /// Source: `FUSE_MIN_READ_BUFFER` in `include/uapi/linux/fuse.h`: the kernel asks for so much whatever was agreed.
+    pub(crate) fn memory(&self) -> usize {
+        self.max_request.max(8192)
+    }
+}
+
 /// The entries of an export's queues.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RingPlan {

@@ -66,18 +66,18 @@ pub(crate) fn queues_of(thread: usize, threads: usize, queues: u16) -> impl Iter
 }
 
 impl Entries {
-    /// Entries for the queues of thread `thread` of `threads`, each with memory for requests of `max_request` bytes, which
+    /// Entries for the queues of thread `thread` of `threads`, each with memory for `memory` bytes of data, which
     /// is not resident before it is used. Fails with ENOMEM when there is no address space for it.
     pub(crate) fn new(
         device: &SharedFd,
         plan: &RingPlan,
         thread: usize,
         threads: usize,
-        max_request: usize,
+        memory: usize,
     ) -> io::Result<Rc<Self>> {
         let queues: Vec<u16> = queues_of(thread, threads, plan.queues).collect();
         let depth = usize::from(plan.depth);
-        let piece = DATA + max_request;
+        let piece = DATA + memory;
         let mut rest = match queues.len() * depth {
             0 => None,
             count => {
