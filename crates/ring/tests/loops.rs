@@ -7,9 +7,10 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use diskfuse_ring::{
-    Backend, Buf, Choice, Config, IoThread, PAGE, Polling, Ring, SharedFd, cancel, fallocate,
-    fdatasync, offload, poll, pool_read_at, read_at, read_now, read_ready, readv_at, sleep, spawn,
-    write_at, write_now, writev_at,
+    Backend, Buf, Choice, Command, CommandSink, Config, IoThread, PAGE, Polling, Ring, SharedFd,
+    cancel, carries_commands, command, command_again, end_commands, fallocate, fdatasync, offload,
+    poll, pool_read_at, read_at, read_now, read_ready, readv_at, release_command_memory, sleep,
+    spawn, write_at, write_now, writev_at,
 };
 
 fn on_both(test: impl Fn(Ring)) {
@@ -360,6 +361,64 @@ fn a_wait_that_lost_the_race_for_its_bytes_can_still_be_cancelled() {
                     "{errno:?}"
                 );
             }
+        });
+    });
+}
+
+/// Collects what commands were answered.
+#[derive(Default)]
+struct Answers(RefCell<Vec<(u32, i32, Buf)>>);
+
+impl CommandSink for Answers {
+    fn completed(&self, name: u32, result: i32, buf: Buf) {
+        self.0.borrow_mut().push((name, result, buf));
+    }
+}
+
+impl Answers {
+    async fn next(&self) -> (u32, i32, Buf) {
+        let wait = async {
+            loop {
+                if let Some(answer) = self.0.borrow_mut().pop() {
+                    return answer;
+                }
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        soon(wait).await.expect("an answer")
+    }
+}
+
+#[test]
+fn commands_are_answered_with_their_memory_where_the_ring_carries_them_and_refused_elsewhere() {
+    on_both(|ring| {
+        let carries = ring.backend() == Backend::Uring;
+        ring.block_on(async {
+            assert_eq!(carries_commands(), carries);
+            // /dev/null takes any command and does nothing.
+            let null = SharedFd::from(std::fs::File::open("/dev/null").unwrap());
+            let answers = Rc::new(Answers::default());
+            let order = Command {
+                op: 1,
+                arguments: [0; 24],
+                memory: None,
+            };
+            let sink = Rc::downgrade(&answers) as std::rc::Weak<dyn CommandSink>;
+            let key = command(&null, order, filled(PAGE, 3), sink.clone(), 7);
+            let (name, result, buf) = answers.next().await;
+            let expected = if carries { 0 } else { -libc::ENOSYS };
+            assert_eq!((name, result), (7, expected));
+            assert!(buf.as_slice().iter().all(|&byte| byte == 3));
+            if carries {
+                command_again(key, order, buf);
+                assert_eq!(answers.next().await.0, 7);
+                end_commands(key);
+                assert!(!release_command_memory(key, 0), "nothing is in flight");
+            }
+            // One whose sink is gone by then is answered to nobody.
+            command(&null, order, filled(PAGE, 4), sink, 8);
+            drop(answers);
+            sleep(Duration::from_millis(5)).await;
         });
     });
 }
