@@ -365,3 +365,25 @@ fn a_connection_that_is_aborted_again_and_again_under_load_never_hangs() {
         }
     });
 }
+
+#[test]
+fn where_the_kernel_refuses_io_uring_altogether_everything_works_without_it() {
+    const SYSCTL: &str = "/proc/sys/kernel/io_uring_disabled";
+    let _alone = alone();
+    enable_uring(true);
+    let before = std::fs::read_to_string(SYSCTL).unwrap();
+    std::fs::write(SYSCTL, "2").unwrap();
+    let _allowed_again = PutBack(|| drop(std::fs::write(SYSCTL, before.trim())));
+    once(|bed| {
+        let image = bed.image("i", SIZE);
+        let tool = bed.tool(["mount", "-f"]).arg(&image).arg(bed.path("m"));
+        let daemon = bed.start(tool, vec![bed.path("m")]);
+        assert_eq!(transport(bed, &daemon), "device");
+        assert_eq!(std::fs::read(daemon.file()).unwrap(), pattern(SIZE, 1));
+        daemon.stop();
+        let tool = bed.tool(["mount", "--transport", "uring"]);
+        let output = tool.arg(&image).arg(bed.path("m")).output();
+        output.refused(1, &["transport=uring", "stand on io_uring"]);
+        bed.nothing_mounted();
+    });
+}

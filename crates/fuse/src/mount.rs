@@ -138,14 +138,11 @@ pub fn heal(path: &Path) -> Result<bool> {
 /// Source: `Documentation/filesystems/fuse/fuse.rst`, "Control filesystem".
 fn abort_connection(minor: u32) -> io::Result<()> {
     let name = format!("{minor}/abort");
-    let mounted = std::fs::write(Path::new("/sys/fs/fuse/connections").join(&name), "1");
-    if mounted.is_ok()
-        || !Path::new("/sys/fs/fuse/connections")
-            .read_dir()?
-            .next()
-            .is_none()
-    {
-        return mounted;
+    let folder = Path::new("/sys/fs/fuse/connections");
+    let written = std::fs::write(folder.join(&name), "1");
+    let is_mounted = folder.read_dir()?.next().is_some();
+    if written.is_ok() || is_mounted {
+        return written;
     }
     // The control file system is not mounted here: see it without mounting it anywhere.
     let system = fsopen("fusectl", FsOpenFlags::FSOPEN_CLOEXEC)?;

@@ -49,8 +49,8 @@ pub use fd::SharedFd;
 pub use mail::{Mailbox, Reply};
 pub use op::{
     BufOp, CancelKey, StatusOp, VecOp, cancel, fallocate, fdatasync, fsync, hurry, offload, poll,
-    pool_read_at, pool_write_at, read_at, read_now, read_ready, readv_at, write_at, write_now,
-    writev_at,
+    pool_read_at, pool_write_at, read_at, read_cached, read_now, read_ready, readv_at, write_at,
+    write_now, writev_at,
 };
 pub use polling::Polling;
 pub use pool::POOL_THREADS;

@@ -9,6 +9,8 @@ use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
 
+use rustix::io::ReadWriteFlags;
+
 use crate::buf::Buf;
 use crate::command::{Command, CommandSink};
 use crate::current;
@@ -488,6 +490,14 @@ pub fn poll(fd: &SharedFd, events: u32) -> StatusOp {
 pub fn read_now(fd: &SharedFd, buf: &mut Buf) -> io::Result<usize> {
     let read = || rustix::io::read(fd, buf.as_mut_slice());
     Ok(rustix::io::retry_on_intr(read)?)
+}
+
+/// Reads from byte `offset` of a file what is in the page cache, in place and without waiting: short, or EAGAIN, where
+/// something is not. EOPNOTSUPP if the file system cannot tell.
+pub fn read_cached(fd: &SharedFd, buf: &mut Buf, offset: u64) -> io::Result<usize> {
+    let mut into = [io::IoSliceMut::new(buf.as_mut_slice())];
+    let read = rustix::io::preadv2(fd, &mut into, offset, ReadWriteFlags::NOWAIT);
+    Ok(read?)
 }
 
 /// Waits until a pollable descriptor that was opened with O_NONBLOCK has something, then reads it. Of several waiters

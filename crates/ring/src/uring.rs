@@ -49,10 +49,10 @@ fn with_length(mut sqe: Sqe, len: u32) -> Sqe {
     /// Where `len` lies in `struct io_uring_sqe`, in bytes.
     const LEN: usize = 24;
     const { assert!(size_of::<Sqe>() == 128) };
-    let base: *mut u8 = (&raw mut sqe).cast();
-    // SAFETY: the entry is 128 bytes of plain data laid out as the kernel's struct, so four bytes at 24 are its `len`,
-    // aligned as a u32 is.
-    unsafe { base.add(LEN).cast::<u32>().write(len) };
+    let words: *mut u32 = (&raw mut sqe).cast();
+    // SAFETY: the entry is 128 bytes of plain data laid out as the kernel's struct, which is aligned as its u64 fields
+    // are, so the u32 at byte 24 is its `len`.
+    unsafe { words.add(LEN / size_of::<u32>()).write(len) };
     sqe
 }
 
@@ -213,11 +213,10 @@ impl Uring {
             sqe.user_data(user_data(TAG_NOBODY, key)).into()
         };
         match table.get(key).map(|e| e.action) {
-            None => {}
+            // The kernel gives a command back when its driver does.
+            None | Some(Action::Command(_)) => {}
             // Once the gate is open the read stands alone. If another queue was faster then, it waits by a poll of its
             // own, in spite of O_NONBLOCK.
-            // The kernel gives a command back when its driver does.
-            Some(Action::Command(_)) => {}
             Some(Action::ReadReady) => self.push(&[cancel(TAG_GATE), cancel(TAG_OP)]),
             Some(_) => self.push(&[cancel(TAG_OP)]),
         }

@@ -11,7 +11,7 @@ mod space;
 mod transfer;
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use diskfuse_ring::{Buf, SharedFd};
@@ -57,6 +57,8 @@ struct Inner {
     buffered: OnceLock<SharedFd>,
     /// Bytes. What was found when it was opened, and what we made of it since.
     size: AtomicU64,
+    /// Reads in a row that were not in the page cache.
+    misses: AtomicU32,
     /// Others write it, and may make it larger.
     grows_unseen: AtomicBool,
     /// One change of the size at a time. Taken by worker threads only, for as long as the change takes.

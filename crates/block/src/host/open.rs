@@ -3,7 +3,7 @@
 
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::sync::{Arc, OnceLock};
 
 use diskfuse_ring::SharedFd;
@@ -88,6 +88,7 @@ impl HostFile {
             gate: modifies.then(Gate::new),
             buffered: OnceLock::new(),
             size: AtomicU64::new(size),
+            misses: AtomicU32::new(0),
             grows_unseen: AtomicBool::new(false),
             resizing: Mutex::new(()),
             flushes: Flushes::default(),

@@ -3,15 +3,23 @@
 
 use std::io;
 use std::ops::Range;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use diskfuse_ring::{Buf, BufOp, pool_read_at, pool_write_at, read_at, sleep, write_at, yield_now};
+use diskfuse_ring::{
+    Buf, BufOp, pool_read_at, pool_write_at, read_at, read_cached, sleep, write_at, yield_now,
+};
 
 use super::{Aio, HostFile};
 use crate::error::{Error, Kind, Result};
 
 /// How often a host that says EAGAIN or EINTR is asked again, a millisecond apart after the first few times.
 const PATIENCE: u32 = 1000;
+
+/// Reads in a row that were not in the page cache before looking for them there becomes an exception.
+const MISSES: u32 = 16;
+/// Of how many reads one looks then.
+const LOOK_EVERY: u32 = 16;
 
 impl HostFile {
     /// Fills the window of `buf` from byte `offset`; what is past the end of the file reads as zeroes. Any offset,
@@ -26,11 +34,40 @@ impl HostFile {
         if !self.fits(offset, &buf) {
             return Box::pin(self.read_bounced(offset, buf)).await;
         }
+        let mut buf = buf;
+        if self.read_from_cache(offset, &mut buf) {
+            return (Ok(()), buf);
+        }
         let (first, buf) = self.start_read(offset, buf).await;
         match first {
             Ok(n) if n == buf.len() => (Ok(()), buf),
             first => Box::pin(self.read_rest(offset, first, buf)).await,
         }
+    }
+
+    /// Reads what is in the page cache in place: cheaper than an operation of the ring. False if it is not all there. While
+    /// it is not, most reads do not look.
+    fn read_from_cache(&self, offset: u64, buf: &mut Buf) -> bool {
+        if self.0.direct || self.0.aio != Aio::IoUring {
+            return false;
+        }
+        let misses = self.0.misses.load(Ordering::Relaxed);
+        if misses > MISSES && !misses.is_multiple_of(LOOK_EVERY) {
+            self.0
+                .misses
+                .store(misses.wrapping_add(1), Ordering::Relaxed);
+            return false;
+        }
+        let hit = read_cached(&self.0.fd, buf, offset).is_ok_and(|n| n == buf.len());
+        match (hit, misses) {
+            (true, 0) => {}
+            (true, _) => self.0.misses.store(0, Ordering::Relaxed),
+            (false, _) => self
+                .0
+                .misses
+                .store(misses.wrapping_add(1), Ordering::Relaxed),
+        }
+        hit
     }
 
     /// Writes the window of `buf` at byte `offset`; past the end the file grows. Any offset, length and memory will
