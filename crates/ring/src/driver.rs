@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use crate::epoll::Epoll;
 use crate::mail::Postbox;
-use crate::op::{CancelKey, Table};
+use crate::op::CancelKey;
+use crate::table::Table;
 use crate::uring::Uring;
 
 /// How long a turn may sleep.

@@ -12,7 +12,8 @@ use crate::buf::Buf;
 use crate::driver::{Done, Nap};
 use crate::fd::SharedFd;
 use crate::mail::Postbox;
-use crate::op::{Action, CancelKey, Table};
+use crate::op::{Action, CancelKey};
+use crate::table::Table;
 
 /// Events taken in one turn.
 const BATCH: usize = 64;

@@ -31,6 +31,7 @@ mod op;
 mod polling;
 mod pool;
 mod ring;
+mod table;
 mod task;
 mod thread;
 mod timer;

@@ -11,7 +11,8 @@ use std::sync::{Arc, OnceLock};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use crate::mail::{Letter, Postbox};
-use crate::op::{Action, CancelKey, Entry};
+use crate::op::{Action, CancelKey};
+use crate::table::Entry;
 
 /// The most worker threads of one process. A disk is kept busy by a handful; QEMU's pool has 64, of which a file on
 /// one disk gains nothing past this.

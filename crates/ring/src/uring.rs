@@ -15,7 +15,8 @@ use io_uring::{IoUring, cqueue, opcode};
 
 use crate::driver::{Done, Nap};
 use crate::mail::Postbox;
-use crate::op::{Action, CancelKey, GENERATIONS, Table};
+use crate::op::{Action, CancelKey};
+use crate::table::{GENERATIONS, Table};
 
 /// Submission slots. A turn that starts more than this simply enters the kernel twice.
 const ENTRIES: u32 = 256;

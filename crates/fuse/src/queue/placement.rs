@@ -38,7 +38,7 @@ const SURE: u8 = 3;
 /// What is known of the load, and what was made of it.
 #[derive(Default)]
 pub(super) struct Whereabouts {
-    /// Where the thread was allowed to run when it began to serve.
+    /// The CPUs that the process may use.
     allowed: OnceCell<CpuSet>,
     requests: Cell<u32>,
     /// When the window began, with the requests of this thread and of the busiest other one by then.
@@ -54,7 +54,7 @@ impl Queue {
             // Set once: this runs once for each queue.
             Ok(allowed) => drop(self.whereabouts.allowed.set(allowed)),
             Err(error) => {
-                tracing::debug!(%error, "cannot find out where this thread may run");
+                tracing::debug!(%error, "cannot find out which CPUs may be used");
                 return;
             }
         }
