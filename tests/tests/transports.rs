@@ -387,3 +387,25 @@ fn where_the_kernel_refuses_io_uring_altogether_everything_works_without_it() {
         bed.nothing_mounted();
     });
 }
+
+#[test]
+fn requests_are_as_large_as_the_kernel_allows() {
+    const SYSCTL: &str = "/proc/sys/fs/fuse/max_pages_limit";
+    let _alone = alone();
+    let before = std::fs::read_to_string(SYSCTL).unwrap();
+    std::fs::write(SYSCTL, "1024").unwrap();
+    let _as_before = PutBack(|| drop(std::fs::write(SYSCTL, before.trim())));
+    everywhere(|bed| {
+        let image = bed.image("i", 8 << 20);
+        let daemon = bed.mount(&image, &[]);
+        let read = Tool::new("dd").args(["bs=4M", "iflag=direct", "status=none"]);
+        let (from, to) = (daemon.file().display(), bed.path("copy"));
+        read.arg(format!("if={from}"))
+            .arg(format!("of={}", to.display()))
+            .run();
+        assert!(std::fs::read(&to).unwrap() == pattern(8 << 20, 1));
+        let reads = await_listed(bed, daemon.file()).number("reads");
+        assert_eq!(reads, 2, "of 4 MiB each; the end is known");
+        daemon.stop();
+    });
+}

@@ -46,30 +46,30 @@ pub struct TransportOptions {
     /// Which way.
     pub transport: Transport,
     /// Requests that each of the kernel's queues hands out at once (uring only); by default as many as make
-    /// [`ENTRIES`] with all queues together, or whose largest requests take [`MEMORY`], but [`FEWEST`] at least.
+    /// 256 with all queues together, or whose largest requests take 128 MiB, but 4 at least.
     pub depth: Option<NonZeroU16>,
     /// The largest request in bytes, a multiple of 4096: at least 4096, and at most what the kernel allows, which is
-    /// also the default up to [`LARGEST_BY_DEFAULT`].
+    /// also the default up to 4 MiB.
     pub max_payload: Option<u32>,
     /// Where the threads run (uring only).
     pub placement: Placement,
 }
 
 /// Requests in flight that all queues of the kernel together are made for: four jobs at depth 64.
-pub const ENTRIES: usize = 256;
-/// Bytes that all entries together take at most when all hold their largest request, unless [`FEWEST`] of each queue take
+const ENTRIES: usize = 256;
+/// Bytes that all entries together take at most when all hold their largest request, unless `FEWEST` of each queue take
 /// more.
-pub const MEMORY: usize = 128 << 20;
+const MEMORY: usize = 128 << 20;
 /// The fewest entries of a queue by default. With many CPUs each has few requests at a time, and the memory of those
 /// that are all in use at once (entries times the largest request) is to stay well below a gibibyte.
-pub const FEWEST: usize = 4;
+const FEWEST: usize = 4;
 /// The most entries of a queue.
-pub const DEEPEST: u16 = 1024;
+const DEEPEST: u16 = 1024;
 /// The largest request, in bytes, unless told otherwise: a larger one is split by the kernel. It is also the limit of a
 /// kernel that nobody has told otherwise.
-pub const LARGEST_BY_DEFAULT: u32 = 4 << 20;
+const LARGEST_BY_DEFAULT: u32 = 4 << 20;
 /// The largest request that can be asked for, in bytes: a page count of 16 bits, rounded down.
-pub const LARGEST: u32 = 128 << 20;
+const LARGEST: u32 = 128 << 20;
 
 /// What an export asks the kernel for.
 #[derive(Clone, Debug, PartialEq, Eq)]
