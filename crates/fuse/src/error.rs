@@ -80,6 +80,14 @@ pub enum Error {
     /// The event loop failed.
     #[error(transparent)]
     Ring(#[from] diskfuse_ring::Error),
+    /// What ends a connection cannot be opened.
+    #[error("Could not open what aborts the connection of '{}': {} (transport=device works without it)", path.display(), Reason(source))]
+    Abort {
+        /// The mountpoint.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// The mount could not be taken away.
     #[error("Failed to unmount '{}': {}", path.display(), Reason(source))]
     Unmount {

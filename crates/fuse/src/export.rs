@@ -201,6 +201,7 @@ fn mount_it(shared: &Shared, device: &SharedFd) -> Result<Mount> {
             read_only: !options.writable,
             allow_other,
             max_read: shared.plan.max_request as u32,
+            abortable: shared.plan.ring.is_some(),
         };
         Mount::new(&options.mountpoint, device, &mount_options)
     };

@@ -5,12 +5,12 @@
 
 use std::ffi::{CString, OsStr, OsString};
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use diskfuse_ring::SharedFd;
-use rustix::fs::{AtFlags, StatxFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, UnmountFlags, fsconfig_create, fsmount,
     fsopen,
@@ -132,34 +132,26 @@ pub fn heal(path: &Path) -> Result<bool> {
     Ok(true)
 }
 
-/// Aborts a connection: every request of it, waiting or to come, fails, and the kernel gives everything back. Its number is
-/// the minor device number of its mount. Not found: it is gone already.
+/// Opens what aborts a connection when a byte is written to it. Its number is the minor device number of its mount, which is
+/// another one's soon after the connection is gone: so it is opened while the mount is certain to be ours, and what is
+/// written to it later meets this connection or none.
 ///
-/// Source: `Documentation/filesystems/fuse/fuse.rst`, "Control filesystem".
-fn abort_connection(minor: u32) -> io::Result<()> {
+/// Source: `Documentation/filesystems/fuse/fuse.rst`, "Control filesystem", and `fuse_ctl_remove_conn()` in
+/// `fs/fuse/control.c`.
+fn open_abort(minor: u32) -> io::Result<OwnedFd> {
     let name = format!("{minor}/abort");
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
     let folder = Path::new("/sys/fs/fuse/connections");
-    let written = std::fs::write(folder.join(&name), "1");
-    let is_mounted = folder.read_dir()?.next().is_some();
-    if written.is_ok() || is_mounted {
-        return written;
+    let opened = rustix::fs::open(folder.join(&name), flags, Mode::empty());
+    if let Ok(file) = opened {
+        return Ok(file);
     }
-    // The control file system is not mounted here: see it without mounting it anywhere.
+    // The control file system may not be mounted here: see it without mounting it anywhere.
     let system = fsopen("fusectl", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_create(&system)?;
-    let root = fsmount(
-        &system,
-        FsMountFlags::FSMOUNT_CLOEXEC,
-        MountAttrFlags::empty(),
-    )?;
-    let file = rustix::fs::openat(
-        root,
-        name,
-        rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::CLOEXEC,
-        rustix::fs::Mode::empty(),
-    )?;
-    rustix::io::write(file, b"1")?;
-    Ok(())
+    let none = MountAttrFlags::empty();
+    let root = fsmount(&system, FsMountFlags::FSMOUNT_CLOEXEC, none)?;
+    Ok(rustix::fs::openat(root, name, flags, Mode::empty())?)
 }
 
 /// How a mount is to look.
@@ -170,6 +162,8 @@ pub(crate) struct MountOptions<'a> {
     pub allow_other: bool,
     /// The largest READ, in bytes.
     pub max_read: u32,
+    /// [`Mount::abort`] will be called.
+    pub abortable: bool,
 }
 
 /// A mount that exists; dropping it takes it away.
@@ -177,6 +171,8 @@ pub(crate) struct MountOptions<'a> {
 pub(crate) struct Mount {
     path: PathBuf,
     entry: Option<MountEntry>,
+    /// See [`open_abort`].
+    abort: Option<OwnedFd>,
 }
 
 impl Mount {
@@ -209,8 +205,19 @@ impl Mount {
             .map_err(|e| failed(e.into()))?;
         let found = mount_at(&path);
         if let Ok(Some(entry)) = found {
-            let entry = Some(entry);
-            return Ok(Self { path, entry });
+            let mut mount = Self {
+                path,
+                abort: None,
+                entry: Some(entry.clone()),
+            };
+            if options.abortable {
+                // Dropped on an error, which unmounts.
+                mount.abort = Some(open_abort(entry.minor).map_err(|source| Error::Abort {
+                    path: mount.path.clone(),
+                    source,
+                })?);
+            }
+            return Ok(mount);
         }
         // A mount that cannot be told from others could never be taken away again.
         let _ = rustix::mount::unmount(&path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
@@ -229,10 +236,10 @@ impl Mount {
     /// Ends the connection with the kernel, whoever has the file open, and takes the mount away if it is still there.
     pub(crate) fn abort(&mut self) -> Result<()> {
         // The mount may be gone (`umount -l`) and the connection live on, for as long as somebody has the file open.
-        if let Some(ours) = &self.entry
-            && let Err(error) = abort_connection(ours.minor)
+        if let Some(abort) = self.abort.take()
+            && let Err(error) = rustix::io::write(abort, b"1")
         {
-            tracing::debug!(%error, connection = ours.minor, "cannot abort");
+            tracing::debug!(%error, path = %self.path.display(), "cannot abort the connection");
         }
         self.take_away(UnmountFlags::FORCE)
     }

@@ -104,8 +104,11 @@ fn body<T: FromBytes>(body: &[u8], unique: u64) -> Result<T, Malformed> {
 }
 
 /// Understands the headers of a ring entry. The answer has the kernel's name for the request, and how many bytes of
-/// payload came with it.
-pub fn parse_ring(headers: &[u8; ring_header::SIZE]) -> (RingEntry, Result<Request, Malformed>) {
+/// payload came with it. `room` is what the entry's memory has for payload, in bytes: more is not believed.
+pub fn parse_ring(
+    headers: &[u8; ring_header::SIZE],
+    room: usize,
+) -> (RingEntry, Result<Request, Malformed>) {
     let (in_out, rest) = headers.split_at(ring_header::OPERATION);
     let (body, entry) = rest.split_at(ring_header::ENTRY - ring_header::OPERATION);
     // Each piece is larger than its struct.
@@ -114,7 +117,7 @@ pub fn parse_ring(headers: &[u8; ring_header::SIZE]) -> (RingEntry, Result<Reque
     let header =
         InHeader::read_from_prefix(in_out).map_or_else(|_| InHeader::default(), |(h, _)| h);
     let payload = usize::try_from(entry.payload_size).unwrap_or(usize::MAX);
-    (entry, understand(&header, body, payload))
+    (entry, understand(&header, body, payload.min(room)))
 }
 
 /// Understands the bytes of one read from the device.
@@ -319,7 +322,7 @@ mod tests {
             headers[ring_header::ENTRY..].copy_from_slice(entry.as_bytes());
             headers
         };
-        let (got, request) = parse_ring(&headers(entry(4096)));
+        let (got, request) = parse_ring(&headers(entry(4096)), 1 << 20);
         assert_eq!(got.commit_id, 9);
         let operation = Operation::Write {
             offset: 8192,
@@ -332,15 +335,17 @@ mod tests {
                 operation
             })
         );
-        let (_, short) = parse_ring(&headers(entry(4095)));
+        let (_, short) = parse_ring(&headers(entry(4095)), 1 << 20);
         assert_eq!(short, Err(Malformed::Body { unique: 7 }));
+        let (_, too_much) = parse_ring(&headers(entry(4096)), 4095);
+        assert_eq!(too_much, Err(Malformed::Body { unique: 7 }));
     }
 
     proptest! {
         #[test]
         fn arbitrary_headers_of_a_ring_entry_never_panic(bytes in proptest::collection::vec(any::<u8>(), ring_header::SIZE)) {
             let headers: [u8; ring_header::SIZE] = bytes.try_into().unwrap();
-            let _ = parse_ring(&headers);
+            let _ = parse_ring(&headers, 4096);
         }
 
         #[test]

@@ -233,7 +233,10 @@ impl Uring {
 
     /// With DEFER_TASKRUN the kernel does what it has to do for this ring on this thread, in `io_uring_enter` alone.
     pub(crate) fn is_quiet(&mut self) -> bool {
-        self.deferred && self.ring.completion().is_empty() && self.ring.submission().is_empty()
+        self.deferred
+            && self.ring.completion().is_empty()
+            && self.ring.submission().is_empty()
+            && !self.ring.submission().cq_overflow()
     }
 
     pub(crate) fn has_news(&mut self) -> bool {

@@ -45,7 +45,9 @@ impl HostFile {
                 }
                 Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
                 Err(error) => {
-                    if !self.direct() || self.0.buffered.get().is_some() {
+                    // What the kernel writes for a passthrough goes through the page cache.
+                    let unseen = self.0.grows_unseen.load(Ordering::Relaxed);
+                    if !self.direct() || unseen || self.0.buffered.get().is_some() {
                         self.0.inconsistent.store(true, Ordering::SeqCst);
                     }
                     return Err(Error::os(format!("flush '{}'", self.path()), error));
@@ -237,11 +239,7 @@ impl HostFile {
                 failed(e)
             });
         }
-        // A write that raced with an earlier cut may have left bytes past the end, which must not come back.
-        if self.stat()?.st_size.cast_unsigned() > old {
-            rustix::fs::ftruncate(&self.0.fd, old).map_err(failed)?;
-        }
-        rustix::fs::ftruncate(&self.0.fd, size).map_err(failed)?;
+        self.lengthen(old, size)?.map_err(failed)?;
         if preallocate && let Err(error) = self.preallocate(old, size) {
             if let Err(error) = rustix::fs::ftruncate(&self.0.fd, old) {
                 tracing::warn!(path = self.path(), %error, "cannot undo a resize that failed");
@@ -250,6 +248,23 @@ impl HostFile {
         }
         self.0.size.store(size, Ordering::SeqCst);
         Ok(())
+    }
+
+    /// Makes the file `size` bytes long, which had `old`. The inner error is the host's.
+    fn lengthen(&self, old: u64, size: u64) -> Result<std::result::Result<(), Errno>> {
+        if self.0.grows_unseen.load(Ordering::Relaxed) {
+            // The kernel may have made it longer meanwhile, and that must stay: this one never makes it shorter.
+            match rustix::fs::fallocate(&self.0.fd, FallocateFlags::empty(), size - 1, 1) {
+                Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
+                answer => return Ok(answer),
+            }
+        } else if self.stat()?.st_size.cast_unsigned() > old {
+            // A write that raced with an earlier cut may have left bytes past the end, which must not come back.
+            if let Err(errno) = rustix::fs::ftruncate(&self.0.fd, old) {
+                return Ok(Err(errno));
+            }
+        }
+        Ok(rustix::fs::ftruncate(&self.0.fd, size))
     }
 
     fn preallocate(&self, from: u64, to: u64) -> std::result::Result<(), Errno> {

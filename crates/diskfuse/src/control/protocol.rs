@@ -68,8 +68,10 @@ pub struct ExportStatus {
     /// How many queues, and threads, serve it.
     pub queues: usize,
     /// How requests come: `device` or `uring`.
+    #[serde(default)]
     pub transport: String,
     /// Whether the kernel reads and writes the image itself; what follows does not tell of that.
+    #[serde(default)]
     pub passthrough: bool,
     /// Requests in flight.
     pub in_flight: u64,

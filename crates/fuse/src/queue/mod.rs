@@ -86,6 +86,10 @@ pub(crate) async fn run(mut membership: Membership, device: SharedFd) {
     let _ = queue.lane().fetcher.set(mine);
     queue.fetch().await;
     queue.settled().await;
+    if queue.has_entries() {
+        // The last answers wait to be handed to the kernel; the end may come from another thread.
+        diskfuse_ring::yield_now().await;
+    }
     queue.leave_place();
     queue.slots.close();
     let last = queue.shared.done_serving();
@@ -144,11 +148,16 @@ impl Queue {
     /// A slot's request is answered.
     fn freed(self: &Rc<Self>, slot: &Rc<Slot>) {
         self.slots.finish(slot);
-        if self.slots.wants_trim(self.resident_entries()) {
-            drop(diskfuse_ring::spawn(slots::trim(Rc::downgrade(self))));
-        }
+        self.trim_later();
         if let Some(waker) = self.starved.take() {
             waker.wake();
+        }
+    }
+
+    /// Sees to it that memory is given back once no request has come for a while.
+    fn trim_later(self: &Rc<Self>) {
+        if self.slots.wants_trim(self.resident_entries()) {
+            drop(diskfuse_ring::spawn(slots::trim(Rc::downgrade(self))));
         }
     }
 

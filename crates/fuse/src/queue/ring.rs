@@ -3,12 +3,14 @@
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 use std::task::Poll;
 
 use diskfuse_ring::yield_now;
 
 use super::Queue;
 use super::pending::Pending;
+use super::slots::SMALL;
 use crate::abi::OutHeader;
 use crate::ops;
 use crate::request::{Malformed, Operation, Request};
@@ -87,6 +89,11 @@ impl Queue {
         }
     }
 
+    /// Whether this queue has entries.
+    pub(super) fn has_entries(&self) -> bool {
+        self.ring.entries.get().is_some()
+    }
+
     /// Whether requests, or some of them, come to this queue through `/dev/fuse`.
     pub(super) fn reads_device(&self) -> bool {
         self.index == 0 || !self.shared.by_ring()
@@ -123,7 +130,9 @@ impl Queue {
             memory,
             request,
         };
-        if self.shared.paused() || self.shared.ending() {
+        // Whoever drains believes a lane that calls itself quiet: it serves again when it has taken that back.
+        let quiet = self.lane().quiet.load(Ordering::SeqCst);
+        if quiet || self.shared.paused() || self.shared.ending() {
             self.ring.held.borrow_mut().push(held);
         } else {
             self.serve_entry(held);
@@ -152,7 +161,12 @@ impl Queue {
                     && let Some(answer) = ops::at_once(self, &mut memory, &request.operation)
                 {
                     let (header, len) = Pending::new(None, request.unique).header(answer);
-                    return self.commit(entry, memory, &header, len);
+                    self.commit(entry, memory, &header, len);
+                    self.slots.count_begun();
+                    if len > SMALL {
+                        self.trim_later();
+                    }
+                    return;
                 }
                 let slot = self.slots.take_bare(self);
                 let cost = match request.operation {
@@ -202,9 +216,8 @@ impl Queue {
     /// The kernel gave an entry back for a reason that nobody expects, a positive errno; `left` entries are left.
     pub(crate) fn ring_failed(&self, errno: i32, left: usize) {
         let error = std::io::Error::from_raw_os_error(errno);
-        tracing::error!(export = %self.shared.options.id, %error, left, "the kernel refused an answer");
-        if left == 0 {
-            self.shared.end(End::Halted);
-        }
+        tracing::error!(export = %self.shared.options.id, %error, left, "the kernel refused an answer; halting the export");
+        // Whoever waits for it would wait for ever: the end fails them.
+        self.shared.end(End::Halted);
     }
 }

@@ -182,6 +182,11 @@ impl Slots {
         self.bytes.set(self.bytes.get() + cost);
     }
 
+    /// Counts a request that was answered without a slot.
+    pub(super) fn count_begun(&self) {
+        self.begun.set(self.begun.get() + 1);
+    }
+
     /// Notes that the request in `slot` was answered.
     pub(super) fn finish(&self, slot: &Rc<Slot>) {
         self.busy.set(self.busy.get() - 1);

@@ -124,9 +124,18 @@ impl Entries {
         }
     }
 
-    /// What the kernel said to a registration, if it refused one.
+    /// What the kernel said to a registration, if it refused all of some queue's, so that it will not use the ring.
     pub(crate) fn refused(&self) -> Option<io::Error> {
-        self.refused.get().map(io::Error::from_raw_os_error)
+        let has_one = |queue: usize| {
+            let entries = self.all.iter().skip(queue).step_by(self.queues);
+            entries.into_iter().any(|entry| entry.key.get().is_some())
+        };
+        let error = io::Error::from_raw_os_error(self.refused.get()?);
+        let all = (0..self.queues).all(has_one);
+        if all {
+            tracing::warn!(%error, "the kernel refuses some entries; it has others of each queue");
+        }
+        (!all).then_some(error)
     }
 
     /// Answers the request in entry `index`, whose memory this is, with a header and `len` bytes of data, and lets the kernel
@@ -193,7 +202,7 @@ impl Entries {
     }
 
     /// The kernel has no use for an entry any more.
-    fn gone(&self, index: u32, errno: i32) {
+    fn gone(&self, errno: i32) {
         let left = self.alive.get().saturating_sub(1);
         self.alive.set(left);
         // Without a queue the export has ended, and that is why.
@@ -205,12 +214,7 @@ impl Entries {
                 queue.ring_gone();
             }
             errno if !queue.registering() => queue.ring_failed(errno, left),
-            // The first entry of each queue decides whether the kernel uses them at all.
-            errno if (index as usize) < self.queues => self.refused.set(Some(errno)),
-            errno => tracing::warn!(
-                errno,
-                "the kernel refuses an entry of a queue; it has others"
-            ),
+            errno => self.refused.set(Some(errno)),
         }
     }
 }
@@ -240,13 +244,15 @@ impl CommandSink for Entries {
         if result < 0 {
             entry.memory.set(Some(memory));
             entry.key.set(None);
-            return self.gone(index, result.saturating_neg());
+            return self.gone(result.saturating_neg());
         }
         let Some(queue) = self.queue.borrow().upgrade() else {
             entry.memory.set(Some(memory));
             return;
         };
-        let Some((said, request)) = memory.ring_headers().map(parse_ring) else {
+        let room = memory.size();
+        let parsed = memory.ring_headers().map(|h| parse_ring(h, room));
+        let Some((said, request)) = parsed else {
             return;
         };
         entry.commit_id.set(said.commit_id);
