@@ -78,6 +78,12 @@ impl Ground {
         Self::new(EventLoop::Epoll, Transport::Device),
     ];
 
+    /// As the command line of `diskfuse mount` has it.
+    pub fn words(self) -> [&'static str; 4] {
+        let (event_loop, transport) = (self.event_loop.name(), self.transport.name());
+        ["--event-loop", event_loop, "--transport", transport]
+    }
+
     const fn new(event_loop: EventLoop, transport: Transport) -> Self {
         Self {
             event_loop,
@@ -88,8 +94,7 @@ impl Ground {
 
 impl std::fmt::Display for Ground {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (event_loop, transport) = (self.event_loop.name(), self.transport.name());
-        write!(f, "--event-loop {event_loop} --transport {transport}")
+        f.write_str(&self.words().join(" "))
     }
 }
 

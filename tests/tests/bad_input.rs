@@ -12,13 +12,7 @@ const SIZE: usize = 1 << 20;
 /// `mount` in the background with these arguments; `{}` stands for the test's folder.
 fn mount(bed: &Bed, arguments: &[&str]) -> Output {
     let root = bed.root().to_str().unwrap();
-    let tool = bed.tool([
-        "mount",
-        "--event-loop",
-        bed.ground.event_loop.name(),
-        "--transport",
-        bed.ground.transport.name(),
-    ]);
+    let tool = bed.tool(["mount"]).args(bed.ground.words());
     tool.args(
         arguments
             .iter()
@@ -325,13 +319,7 @@ fn when_there_are_no_descriptors_left_the_daemon_says_so_and_undoes_everything()
         let limited = |limit: u32| {
             let root = bed.root().to_str().unwrap();
             let tool = Tool::new("prlimit").arg(format!("--nofile={limit}:{limit}"));
-            let tool = tool.arg(diskfuse()).args([
-                "mount",
-                "--event-loop",
-                bed.ground.event_loop.name(),
-                "--transport",
-                bed.ground.transport.name(),
-            ]);
+            let tool = tool.arg(diskfuse()).arg("mount").args(bed.ground.words());
             tool.args([
                 "--threads",
                 "32",

@@ -15,13 +15,7 @@ const SOON: Duration = Duration::from_secs(5);
 
 /// Mounts in the background and returns what is listed, which must be there at once.
 fn mount(bed: &Bed, image: &Path, mountpoint: &Path, options: &[&str]) -> Listed {
-    let tool = bed.tool([
-        "mount",
-        "--event-loop",
-        bed.ground.event_loop.name(),
-        "--transport",
-        bed.ground.transport.name(),
-    ]);
+    let tool = bed.tool(["mount"]).args(bed.ground.words());
     let output = tool.args(options).arg(image).arg(mountpoint).run();
     assert_eq!(
         (output.stdout.as_str(), output.stderr.as_str()),
@@ -69,13 +63,7 @@ fn a_mountpoint_that_was_there_stays() {
 fn without_a_mountpoint_the_file_is_beside_the_image_and_its_name_is_printed() {
     everywhere(|bed| {
         let image = bed.image("i", SIZE);
-        let tool = bed.tool([
-            "mount",
-            "--event-loop",
-            bed.ground.event_loop.name(),
-            "--transport",
-            bed.ground.transport.name(),
-        ]);
+        let tool = bed.tool(["mount"]).args(bed.ground.words());
         let output = tool.arg(&image).run();
         let shown = bed.path("i.raw");
         assert_eq!(output.stdout, format!("{}\n", shown.display()));

@@ -256,14 +256,7 @@ fn killed(bed: &Bed) -> PathBuf {
 fn after_sigkill_under_load_the_next_mount_works_and_the_image_is_whole() {
     everywhere(|bed| {
         let image = killed(bed);
-        let daemon = bed.tool([
-            "mount",
-            "-w",
-            "--event-loop",
-            bed.ground.event_loop.name(),
-            "--transport",
-            bed.ground.transport.name(),
-        ]);
+        let daemon = bed.tool(["mount", "-w"]).args(bed.ground.words());
         let output = daemon.arg(&image).arg(bed.path("m")).run();
         assert_eq!(output.stderr, "");
         bed.adopt(listed(bed, &bed.path("m")).unwrap().number("pid") as u32);

@@ -166,6 +166,10 @@ fn one_entry_and_the_smallest_payload_serve_large_requests_and_many_callers() {
             let daemon = bed.mount(&image, &[&["-w"], options.as_slice()].concat());
             let file = daemon.open();
             assert_eq!(std::fs::read(daemon.file()).unwrap(), pattern(SIZE, 1));
+            if options[1] == "4k" {
+                let reads = await_listed(bed, daemon.file()).number("reads");
+                assert!(reads >= SIZE as u64 / 4096, "{reads} reads are too large");
+            }
             let bytes = pattern(3 << 20, 5);
             file.write_all_at(&bytes, 1 << 19).unwrap();
             let mut back = vec![0; bytes.len()];
@@ -406,6 +410,82 @@ fn requests_are_as_large_as_the_kernel_allows() {
         assert!(std::fs::read(&to).unwrap() == pattern(8 << 20, 1));
         let reads = await_listed(bed, daemon.file()).number("reads");
         assert_eq!(reads, 2, "of 4 MiB each; the end is known");
+        daemon.stop();
+    });
+}
+
+/// The CPUs that each queue's thread may run on, in the order of the queues.
+fn places(daemon: &Daemon) -> Vec<String> {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap();
+    let status =
+        tasks.map(|task| std::fs::read_to_string(task.unwrap().path().join("status")).unwrap());
+    let field = |text: &str, name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap().trim().to_owned()
+    };
+    let queues = status.map(|text| (field(&text, "Name:"), field(&text, "Cpus_allowed_list:")));
+    let mut queues: Vec<_> = queues
+        .filter(|(name, _)| name.starts_with("queue"))
+        .collect();
+    queues.sort();
+    queues.into_iter().map(|(_, list)| list).collect()
+}
+
+#[test]
+fn threads_run_where_they_are_told_to() {
+    let _alone = alone();
+    enable_uring(true);
+    once(|bed| {
+        let (first, last) = (cpus()[0], *cpus().last().unwrap());
+        assert!(first != last, "this test needs two CPUs");
+        let run = |options: &[&str], expected: [&str; 2]| {
+            let ways = ["--transport", "uring", "--threads", "2"];
+            let daemon = bed.mount(&bed.image("i", SIZE), &[ways.as_slice(), options].concat());
+            // They take their places when the kernel has been answered, which is after the mount.
+            let what = format!("{options:?} gives {expected:?}");
+            wait_until(&what, SOON, || places(&daemon) == expected);
+            daemon.stop();
+        };
+        let (one, other) = (first.to_string(), last.to_string());
+        run(&["--cpus", &other], [&other, &other]);
+        run(&["--cpus", &format!("{other},{one}")], [&other, &one]);
+        if cpus() == [0, 1] {
+            run(&["--placement", "pinned"], ["0", "1"]);
+            run(&["--placement", "spread"], ["1", "0"]);
+            run(&["--placement", "free"], ["0-1", "0-1"]);
+        }
+    });
+}
+
+#[test]
+fn threads_that_are_all_busy_are_pinned_by_themselves() {
+    let _alone = alone();
+    enable_uring(true);
+    once(|bed| {
+        let image = bed.sparse("i", 16 << 20);
+        let daemon = bed.mount(&image, &["--transport", "uring", "--threads", "2"]);
+        let before = places(&daemon);
+        let options = [
+            "--rw=randread",
+            "--ioengine=psync",
+            "--direct=1",
+            "--bs=4k",
+            "--size=16m",
+        ];
+        let time = [
+            "--numjobs=4",
+            "--time_based",
+            "--runtime=20",
+            "--cpus_allowed=0-1",
+            "--cpus_allowed_policy=split",
+        ];
+        let load = Fio::new("load", daemon.file(), &[options.as_slice(), &time].concat()).start();
+        wait_until("the threads are pinned", SOON, || {
+            let now = places(&daemon);
+            now.iter().all(|place| place.len() == 1) && now[0] != now[1]
+        });
+        assert!(before.iter().all(|place| place.len() > 1), "{before:?}");
+        drop(load);
         daemon.stop();
     });
 }

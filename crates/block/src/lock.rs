@@ -108,6 +108,11 @@ impl ImageLock {
         }
     }
 
+    /// Whether locks are set at all: not if the user does not want them, or the file system has none.
+    pub(crate) fn is_real(&self) -> bool {
+        self.mode != Locking::Off && self.held.lock().is_some()
+    }
+
     /// Sets locks on `other`, another description of the same file, that go with its last descriptor. Whether somebody
     /// else objects is not looked at: whoever calls holds, or is about to ask for, the same here.
     pub(crate) fn lock_beside(

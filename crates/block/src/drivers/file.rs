@@ -194,7 +194,7 @@ impl Node for FileNode {
         let locked = self.lock.lock_beside(&file, used, alone);
         locked.map_err(|error| error.to_string())?;
         if write {
-            self.host.grows_unseen();
+            self.host.set_grows_unseen(true);
         }
         Ok(file)
     }
@@ -265,6 +265,10 @@ impl Node for FileNode {
                 .hold(Permissions::CONSISTENT_READ, Permissions::NONE)?;
         }
         if is_used && !*was_used {
+            // Nobody else holds the locks of a writer, so the kernel has let go of what it was given to write.
+            if self.lock.is_real() {
+                self.host.set_grows_unseen(false);
+            }
             self.host.refresh_size()?;
         }
         *was_used = is_used;

@@ -129,9 +129,9 @@ impl HostFile {
         self.0.size.load(Ordering::Relaxed)
     }
 
-    /// From now on the file may grow by what others write: its size is looked up each time.
-    pub(crate) fn grows_unseen(&self) {
-        self.0.grows_unseen.store(true, Ordering::Relaxed);
+    /// Whether from now on the file may grow by what others write, so that its size is looked up each time.
+    pub(crate) fn set_grows_unseen(&self, unseen: bool) {
+        self.0.grows_unseen.store(unseen, Ordering::Relaxed);
     }
 
     /// The same file opened once more, for reading and (unless it is open for reading only) writing.

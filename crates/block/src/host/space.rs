@@ -241,7 +241,9 @@ impl HostFile {
         }
         self.lengthen(old, size)?.map_err(failed)?;
         if preallocate && let Err(error) = self.preallocate(old, size) {
-            if let Err(error) = rustix::fs::ftruncate(&self.0.fd, old) {
+            // What the kernel may have written meanwhile must not be cut off.
+            let others_write = self.0.grows_unseen.load(Ordering::Relaxed);
+            if !others_write && let Err(error) = rustix::fs::ftruncate(&self.0.fd, old) {
                 tracing::warn!(path = self.path(), %error, "cannot undo a resize that failed");
             }
             return Err(failed(error));
@@ -253,10 +255,14 @@ impl HostFile {
     /// Makes the file `size` bytes long, which had `old`. The inner error is the host's.
     fn lengthen(&self, old: u64, size: u64) -> Result<std::result::Result<(), Errno>> {
         if self.0.grows_unseen.load(Ordering::Relaxed) {
-            // The kernel may have made it longer meanwhile, and that must stay: this one never makes it shorter.
+            // The kernel may have made it longer meanwhile, and that must stay: unlike ftruncate(2) this never makes it
+            // shorter.
             match rustix::fs::fallocate(&self.0.fd, FallocateFlags::empty(), size - 1, 1) {
                 Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
                 answer => return Ok(answer),
+            }
+            if self.stat()?.st_size.cast_unsigned() >= size {
+                return Ok(Ok(()));
             }
         } else if self.stat()?.st_size.cast_unsigned() > old {
             // A write that raced with an earlier cut may have left bytes past the end, which must not come back.

@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 
 pub mod atlas;
+pub mod bad;
 pub mod cases;
 pub mod engine;
 pub mod image;
