@@ -3,10 +3,12 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use diskfuse_ring::{Buf, SharedFd};
 
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
+use crate::graph::ChildRole;
 use crate::hold::Hold;
 use crate::host::HostFile;
 use crate::permissions::Permissions;
@@ -172,6 +174,19 @@ pub trait Node: Send + Sync {
         self.flush()
     }
 
+    /// The same disk on other children, which are given in the order of the graph's edges: it shares everything else with
+    /// this node, which is not used any more when the new one is. The graph calls it while nothing is in flight.
+    ///
+    /// [`Kind::Unsupported`](crate::Kind::Unsupported) if it cannot be put on them.
+    fn on_children(&self, children: &[(ChildRole, Arc<dyn Node>)]) -> Result<Arc<dyn Node>> {
+        let _ = children;
+        let message = format!(
+            "a node of driver '{}' cannot be put on another",
+            self.driver()
+        );
+        Err(Error::new(Kind::Unsupported, message))
+    }
+
     /// The graph says what the users of this node, and of all nodes above it, do (`used`) and let others do beside
     /// them (`shared`); nobody else may call it. A node that holds something that other processes could hold as well
     /// tells them here, and answers [`Kind::Busy`](crate::Kind::Busy), with nothing changed, if one of them objects.
@@ -180,4 +195,12 @@ pub trait Node: Send + Sync {
         let _ = (used, shared);
         Ok(())
     }
+}
+
+/// Something that sits between a node and everyone who uses it, for a while: it watches writes, or holds them back. It has
+/// no name in the graph; see [`Graph::change`](crate::Graph::change).
+pub trait Wrap: Send + Sync {
+    /// The disk that users of `node` see from now on. Called again, with another node, when the graph changes below; what
+    /// it keeps of its own belongs to the wrap. It must not do I/O.
+    fn over(&self, node: Arc<dyn Node>) -> Arc<dyn Node>;
 }

@@ -152,6 +152,7 @@ fn a_read_only_node_has_no_writers() {
 struct Fake {
     quiesced: AtomicUsize,
     resumed: AtomicUsize,
+    switched: AtomicUsize,
     takes: Duration,
 }
 
@@ -165,6 +166,10 @@ impl DrainHook for Fake {
 
     fn resume(&self) {
         self.resumed.fetch_add(1, SeqCst);
+    }
+
+    fn switch(&self, _: Arc<dyn Node>) {
+        self.switched.fetch_add(1, SeqCst);
     }
 }
 

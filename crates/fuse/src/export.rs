@@ -85,7 +85,7 @@ impl Export {
             },
         )?;
         // After the image is ours: it sets the same locks once more.
-        if let Some(backing) = Backing::prepare(&shared.options, &*shared.node)? {
+        if let Some(backing) = Backing::prepare(&shared.options, &*shared.node.get().1)? {
             // Set once, here.
             let _ = shared.backing.set(backing);
         }
@@ -194,7 +194,7 @@ impl Drop for Export {
 /// Mounts as the options say; `allow-other=auto` tries with others first.
 fn mount_it(shared: &Shared, device: &SharedFd) -> Result<Mount> {
     let options = &shared.options;
-    let filename = shared.node.filename();
+    let filename = shared.node.get().1.filename();
     let mount = |allow_other| {
         let mount_options = MountOptions {
             source: mount::source_name(filename.as_deref()),

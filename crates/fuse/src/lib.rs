@@ -20,6 +20,7 @@ mod passthrough;
 mod queue;
 mod request;
 mod shared;
+mod shown;
 mod slot;
 mod transport;
 

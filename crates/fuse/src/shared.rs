@@ -13,6 +13,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::attributes::Attributes;
 use crate::passthrough::{Backing, Passthrough};
+use crate::shown::Shown;
 use crate::transport::{self, Plan, TransportOptions};
 
 /// Who but the owner may use the file.
@@ -152,7 +153,7 @@ pub(crate) struct Shared {
     pub(crate) options: ExportOptions,
     /// Whether others were let in, after `auto` was tried.
     pub(crate) others_allowed: AtomicBool,
-    pub(crate) node: Arc<dyn Node>,
+    pub(crate) node: Shown,
     pub(crate) attributes: Attributes,
     pub(crate) plan: Plan,
     /// How requests come.
@@ -203,7 +204,7 @@ impl Shared {
         Self {
             options,
             others_allowed: AtomicBool::new(false),
-            node,
+            node: Shown::new(node),
             attributes: Attributes::new(writable),
             plan,
             way: AtomicU8::new(BY_DEVICE),
@@ -496,5 +497,18 @@ impl DrainHook for Shared {
     fn resume(&self) {
         self.paused.store(false, Ordering::SeqCst);
         self.wake_all();
+    }
+
+    fn switch(&self, node: Arc<dyn Node>) {
+        self.node.set(node);
+    }
+
+    fn immovable(&self) -> Option<String> {
+        let passes = self
+            .backing
+            .get()
+            .is_some_and(|backing| backing.id().is_some());
+        let why = "the kernel reads and writes the image file of the export itself (passthrough), and cannot be stopped";
+        passes.then(|| why.to_owned())
     }
 }

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 use super::Graph;
 use crate::error::Result;
-use crate::node::LocalFuture;
+use crate::node::{LocalFuture, Node};
 
 /// How the graph makes a user of a node stop.
 pub trait DrainHook: Send + Sync {
@@ -20,6 +20,15 @@ pub trait DrainHook: Send + Sync {
     /// Goes on. Called once after one or more [`DrainHook::quiesce`], from any thread, also when one of those was
     /// given up before it resolved; must not block.
     fn resume(&self);
+
+    /// The node it uses is this one from now on. Called between [`DrainHook::quiesce`] and [`DrainHook::resume`], from any
+    /// thread; must not block.
+    fn switch(&self, node: Arc<dyn Node>);
+
+    /// Why it cannot stop or be given another node, if so: then it is not drained at all.
+    fn immovable(&self) -> Option<String> {
+        None
+    }
 }
 
 /// A user's hook and how many drains keep the user stopped.

@@ -16,9 +16,8 @@ const ATTRIBUTES_VALID: u64 = 1;
 
 pub(super) fn getattr(queue: &Queue, slot: &mut SlotBuf) -> usize {
     let shared = &*queue.shared;
-    let attr = shared
-        .attributes
-        .attr(shared.node.size(), shared.node.allocated());
+    let node = queue.node();
+    let attr = shared.attributes.attr(node.size(), node.allocated());
     slot.put_struct(&AttrOut {
         attr_valid: ATTRIBUTES_VALID,
         attr,
@@ -88,10 +87,11 @@ async fn truncate(queue: &Queue, size: u64) -> Result<(), i32> {
     if i64::try_from(size).is_err() {
         return Err(libc::EFBIG);
     }
-    if !size.is_multiple_of(u64::from(shared.node.limits().size_alignment)) {
+    let node = queue.node();
+    if !size.is_multiple_of(u64::from(node.limits().size_alignment)) {
         return Err(libc::EINVAL);
     }
-    let resized = shared.node.resize(size, Resize::Exactly, false).await;
+    let resized = node.resize(size, Resize::Exactly, false).await;
     resized.map_err(|e| disk_error(queue, &e))?;
     shared.attributes.mark_written();
     Ok(())

@@ -11,7 +11,8 @@ use crate::slot::SlotBuf;
 
 /// Reads are short at the end of the disk, and empty past it.
 pub(super) async fn read(queue: &Queue, slot: &mut SlotBuf, offset: u64, size: u32) -> Answer {
-    let node = &*queue.shared.node;
+    let node = queue.node();
+    let node = &**node;
     let left = node.size().saturating_sub(offset);
     let len = u64::from(size).min(slot.size() as u64).min(left);
     let bytes = len as usize;
@@ -50,7 +51,8 @@ pub(super) async fn write(queue: &Queue, slot: &mut SlotBuf, offset: u64, size: 
     }
     let len = fit(queue, offset, u64::from(size)).await?;
     if len > 0 {
-        let node = &*shared.node;
+        let node = queue.node();
+        let node = &**node;
         let bytes = len as usize;
         let whole = |l: u64| l == len;
         let (result, buf) = match node.resolve(Access::Write, offset, len) {
@@ -92,7 +94,7 @@ fn wrote(queue: &Queue, slot: &mut SlotBuf, len: u64) -> usize {
 
 /// Does what takes no waiting: reads and writes where there is nothing. `None`, and nothing is done, if it is not that.
 pub(super) fn at_once(queue: &Queue, slot: &mut SlotBuf, operation: &Operation) -> Option<Answer> {
-    let node = &*queue.shared.node;
+    let node = queue.node();
     let (access, offset, size) = match *operation {
         Operation::Read { offset, size } => (Access::Read, offset, size),
         Operation::Write { offset, size } if queue.shared.options.writable => {
@@ -123,14 +125,15 @@ pub(super) fn at_once(queue: &Queue, slot: &mut SlotBuf, operation: &Operation) 
 /// How much of a write at `offset` fits, after growing the disk if that is allowed.
 async fn fit(queue: &Queue, offset: u64, size: u64) -> Result<u64, i32> {
     let shared = &*queue.shared;
-    let disk = shared.node.size();
+    let node = queue.node();
+    let disk = node.size();
     let end = offset.checked_add(size).ok_or(libc::EFBIG)?;
     if end <= disk || size == 0 {
         return Ok(size);
     }
     if shared.options.growable {
         let grown = end.checked_next_multiple_of(SECTOR).ok_or(libc::EFBIG)?;
-        let resized = shared.node.resize(grown, Resize::AtLeast, false).await;
+        let resized = node.resize(grown, Resize::AtLeast, false).await;
         resized.map_err(|e| disk_error(queue, &e))?;
         return Ok(size);
     }
@@ -145,11 +148,8 @@ async fn fit(queue: &Queue, offset: u64, size: u64) -> Result<u64, i32> {
 pub(super) async fn flush(queue: &Queue) -> Answer {
     let shared = &*queue.shared;
     if shared.options.writable {
-        shared
-            .node
-            .flush()
-            .await
-            .map_err(|e| disk_error(queue, &e))?;
+        let flushed = queue.node().flush().await;
+        flushed.map_err(|e| disk_error(queue, &e))?;
     }
     bump(&queue.lane().flushes, 1);
     Ok(0)

@@ -118,8 +118,9 @@ fn init(queue: &Queue, slot: &mut SlotBuf, offer: Offer) -> Answer {
 
 fn statfs(queue: &Queue, slot: &mut SlotBuf) -> usize {
     const BLOCK: u32 = 512;
-    let size = queue.shared.node.size();
-    let allocated = queue.shared.node.allocated().min(size);
+    let node = queue.node();
+    let size = node.size();
+    let allocated = node.allocated().min(size);
     let free = (size - allocated) / u64::from(BLOCK);
     slot.put_struct(&StatfsOut {
         blocks: size / u64::from(BLOCK),

@@ -18,7 +18,7 @@ pub(super) async fn fallocate(queue: &Queue, mode: u32, offset: u64, length: u64
     if !shared.options.writable {
         return Err(libc::EROFS);
     }
-    let disk = shared.node.size();
+    let disk = queue.node().size();
     let end = offset.checked_add(length).ok_or(libc::EFBIG)?;
     match mode {
         // Inside the file a block device has nothing to preallocate.
@@ -42,17 +42,14 @@ pub(super) async fn fallocate(queue: &Queue, mode: u32, offset: u64, length: u64
 
 async fn grow(queue: &Queue, end: u64, preallocate: bool) -> Result<(), i32> {
     let size = end.checked_next_multiple_of(SECTOR).ok_or(libc::EFBIG)?;
-    let grown = queue
-        .shared
-        .node
-        .resize(size, Resize::AtLeast, preallocate)
-        .await;
+    let node = queue.node();
+    let grown = node.resize(size, Resize::AtLeast, preallocate).await;
     grown.map_err(|e| disk_error(queue, &e))
 }
 
 /// Zeroes a range, clipped at the end of the disk.
 async fn zero(queue: &Queue, offset: u64, length: u64, how: Zeroes) -> Result<(), i32> {
-    let node = &*queue.shared.node;
+    let node = queue.node();
     let len = length.min(node.size().saturating_sub(offset));
     if len == 0 {
         return Ok(());
@@ -63,7 +60,7 @@ async fn zero(queue: &Queue, offset: u64, length: u64, how: Zeroes) -> Result<()
 
 /// SEEK_DATA and SEEK_HOLE, as lseek(2) has them; the kernel does the others itself.
 pub(super) async fn lseek(queue: &Queue, slot: &mut SlotBuf, offset: u64, whence: u32) -> Answer {
-    let node = &*queue.shared.node;
+    let node = queue.node();
     let looks_for_data = match whence as i32 {
         libc::SEEK_DATA => true,
         libc::SEEK_HOLE => false,

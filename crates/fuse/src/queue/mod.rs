@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Poll, Waker};
 
+use diskfuse_block::Node;
 use diskfuse_ring::SharedFd;
 
 use crate::shared::{End, Lane, Shared};
@@ -38,6 +39,8 @@ pub(crate) struct Queue {
     /// What this thread has in the kernel's queues of FUSE over io_uring.
     ring: RingSide,
     whereabouts: Whereabouts,
+    /// What this thread knows the export's node by: counted on this thread only.
+    node: RefCell<(u64, Rc<Arc<dyn Node>>)>,
     /// See [`Queue::found_void`].
     void: Cell<bool>,
 }
@@ -69,8 +72,10 @@ impl Drop for Membership {
 pub(crate) async fn run(mut membership: Membership, device: SharedFd) {
     let index = membership.index;
     let shared = Arc::clone(&membership.shared);
+    let (generation, node) = shared.node.get();
     let queue = Rc::new(Queue {
         shared,
+        node: RefCell::new((generation, Rc::new(node))),
         device,
         index,
         slots: Slots::default(),
@@ -95,7 +100,7 @@ pub(crate) async fn run(mut membership: Membership, device: SharedFd) {
     let last = queue.shared.done_serving();
     if last
         && queue.shared.options.writable
-        && let Err(error) = queue.shared.node.flush().await
+        && let Err(error) = queue.node().flush().await
     {
         queue.shared.flush_failed(error);
     }
@@ -108,6 +113,17 @@ impl Queue {
     /// This queue's flags and counters.
     pub(crate) fn lane(&self) -> &Lane {
         &self.shared.lanes[self.index]
+    }
+
+    /// The node that the export shows. A request keeps what it got here until it is answered: the export is given another
+    /// one only while nothing is in flight.
+    pub(crate) fn node(&self) -> Rc<Arc<dyn Node>> {
+        let mut known = self.node.borrow_mut();
+        if known.0 != self.shared.node.generation() {
+            let (generation, node) = self.shared.node.get();
+            *known = (generation, Rc::new(node));
+        }
+        Rc::clone(&known.1)
     }
 
     /// A read or a write found nothing where it went, or something: the next one is likely to find the same.

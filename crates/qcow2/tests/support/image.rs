@@ -368,7 +368,9 @@ impl Options {
         };
         let v3 = rng.chance(85);
         let extended_l2 = v3 && bits >= 14 && rng.chance(30);
-        let data_file = (v3 && rng.chance(15)).then(|| !has_backing && rng.chance(50));
+        // QEMU writes all tables of a disk whose data file is raw: 256 MiB for a huge one, minutes on a slow disk.
+        let may_be_raw = !has_backing && !wanted.huge;
+        let data_file = (v3 && rng.chance(15)).then(|| may_be_raw && rng.chance(50));
         let small = size <= 8 * MIB;
         let preallocation = match rng.below(10) {
             _ if wanted.huge || (has_backing && !extended_l2) => "off",

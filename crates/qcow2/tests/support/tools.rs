@@ -20,9 +20,12 @@ pub struct MapEntry {
     pub offset: Option<u64>,
 }
 
+/// Seconds that one run may take: disks of machines that run tests are slow at times.
+const TIME_LIMIT: &str = "180";
+
 fn start(program: &str, args: &[&str], input: &str) -> Output {
     let mut child = Command::new("timeout")
-        .args(["--signal=KILL", "60", program])
+        .args(["--signal=KILL", TIME_LIMIT, program])
         .args(args)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -34,6 +37,8 @@ fn start(program: &str, args: &[&str], input: &str) -> Output {
     let output = child.wait_with_output().unwrap();
     let missing = output.status.code() == Some(127);
     assert!(!missing, "{program} is missing: install it, see the README");
+    let killed = output.status.code() == Some(137) || output.status.code().is_none();
+    assert!(!killed, "{program} {args:?}: not done after {TIME_LIMIT} s");
     output
 }
 
