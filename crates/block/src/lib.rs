@@ -26,7 +26,9 @@ pub use graph::Graph;
 pub use hold::{Grace, Hold, Holds, LANES, lane};
 pub use host::{Aio, Alignment, HostFile};
 pub use lock::Locking;
-pub use node::{Access, BlockStatus, Extent, Limits, LocalFuture, Node, Resize, Wrap, Zeroes};
+pub use node::{
+    Access, BlockStatus, Extent, Limits, LocalFuture, Node, Resize, Wrap, Zeroes, downcast,
+};
 pub use permissions::Permissions;
 pub use range_queue::{RangeQueue, Turn};
 

@@ -16,6 +16,7 @@ mod layer;
 mod open;
 mod pieces;
 mod read;
+mod reopen;
 mod resize;
 mod resolve;
 mod scratch;
