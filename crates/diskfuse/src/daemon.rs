@@ -382,7 +382,7 @@ fn close_nodes(graph: &Graph) -> Result<()> {
 }
 
 /// The names of all nodes, each before those below it.
-fn names_from_above(graph: &Graph) -> Vec<String> {
+pub fn names_from_above(graph: &Graph) -> Vec<String> {
     let mut found = Vec::new();
     for name in graph.names() {
         add_from_below(graph, name, &mut found);

@@ -170,6 +170,18 @@ impl Export {
         self.shared.options.writable
     }
 
+    /// The disk has another size, and not by this export's doing: the kernel asks for it again. Any thread may call it.
+    pub fn size_changed(&self) {
+        // One that is being stopped has nobody to tell.
+        if let Some(held) = self.held.try_lock()
+            && let Some(held) = &*held
+            && let Err(error) = device::forget_attributes(&held.device)
+        {
+            // ENOENT: nobody has looked at the file so far.
+            tracing::debug!(export = self.id(), %error, "the kernel did not forget the size");
+        }
+    }
+
     /// What it has done.
     pub fn stats(&self) -> Stats {
         self.shared.stats()

@@ -7,8 +7,7 @@ use diskfuse_block::Node;
 use diskfuse_monitor::{BlockRef, BlockdevOptions};
 
 use super::nodes::Nodes;
-use super::suggest;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// A node of the graph.
 pub(super) struct Child {
@@ -41,17 +40,10 @@ impl<'n> Children<'n> {
 
     /// The node of this name.
     pub(super) fn find(&self, name: &str) -> Result<Child> {
-        let graph = &self.nodes.graph;
-        let names = graph.names();
-        if !names.iter().any(|there| there == name) {
-            let hint = suggest::hint(name, names.iter().map(String::as_str));
-            return Err(Error::Refused(format!(
-                "Cannot find device='{name}' nor node-name='{name}'{hint}"
-            )));
-        }
+        self.nodes.check_there(name)?;
         Ok(Child {
             name: name.to_owned(),
-            node: graph.get(name)?,
+            node: self.nodes.graph.get(name)?,
         })
     }
 

@@ -3,10 +3,12 @@
 
 mod children;
 mod exports;
+mod live;
 mod nodes;
 mod objects;
 mod pidfile;
 mod qcow2;
+mod query;
 mod suggest;
 
 use std::ffi::OsString;

@@ -1,7 +1,8 @@
 //! Nodes of the storage daemon's command line: from what was written to what the drivers are to do. It opens nothing
 //! itself and knows no driver's insides.
 
-use std::cell::OnceCell;
+use std::cell::{OnceCell, RefCell};
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +16,7 @@ use diskfuse_monitor::{
 use diskfuse_ring::{Choice, Config, Polling, Ring};
 
 use super::children::Children;
-use super::qcow2;
+use super::{qcow2, suggest};
 use crate::error::{Error, Result};
 
 /// What makes nodes. It is there while the command line is carried out.
@@ -24,6 +25,8 @@ pub struct Nodes {
     choice: Choice,
     /// For formats, which read their metadata before anything is served. Made when it is needed.
     ring: OnceCell<Ring>,
+    /// What each node was made of.
+    made: RefCell<BTreeMap<String, BlockdevOptions>>,
 }
 
 impl Nodes {
@@ -33,6 +36,7 @@ impl Nodes {
             graph,
             choice,
             ring: OnceCell::new(),
+            made: RefCell::default(),
         }
     }
 
@@ -50,6 +54,52 @@ impl Nodes {
             let message = "force-share=on can only be used with read-only images";
             return Err(Error::Refused(message.to_owned()));
         }
+        let name = self.make(options)?;
+        let options = options.clone();
+        self.made.borrow_mut().insert(name.clone(), options);
+        Ok(name)
+    }
+
+    /// What a node was made of, with the options that it has now.
+    pub fn options(&self, name: &str) -> Option<BlockdevOptions> {
+        self.made.borrow().get(name).cloned()
+    }
+
+    /// A node has other options from now on.
+    pub(super) fn note(&self, options: &BlockdevOptions) {
+        if let Some(name) = &options.node_name {
+            self.made.borrow_mut().insert(name.clone(), options.clone());
+        }
+    }
+
+    /// Takes a node away that nobody uses, and those below it that nobody named. What was written is on stable storage first.
+    pub fn remove(&self, name: &str) -> Result<()> {
+        self.graph.check_unused(name)?;
+        let node = self.graph.bare(name)?;
+        self.run(node.close())??;
+        drop(node);
+        self.graph.remove(name)?;
+        let there = self.graph.names();
+        self.made
+            .borrow_mut()
+            .retain(|name, _| there.contains(name));
+        Ok(())
+    }
+
+    /// Refuses a name that no node has, in the words of QEMU.
+    pub(super) fn check_there(&self, name: &str) -> Result<()> {
+        let names = self.graph.names();
+        if names.iter().any(|there| there == name) {
+            return Ok(());
+        }
+        let hint = suggest::hint(name, names.iter().map(String::as_str));
+        Err(Error::Refused(format!(
+            "Cannot find device='{name}' nor node-name='{name}'{hint}"
+        )))
+    }
+
+    fn make(&self, options: &BlockdevOptions) -> Result<String> {
+        let graph = &self.graph;
         let name = options.node_name.as_deref();
         match &options.driver {
             BlockDriver::NullCo(null) => insert(
@@ -118,7 +168,11 @@ fn insert(graph: &Graph, name: Option<&str>, node: Arc<impl Node + 'static>) -> 
     Ok(graph.insert(name, node, &[])?)
 }
 
-fn null_config(driver: &'static str, null: &NullOptions, options: &BlockdevOptions) -> NullConfig {
+pub(super) fn null_config(
+    driver: &'static str,
+    null: &NullOptions,
+    options: &BlockdevOptions,
+) -> NullConfig {
     NullConfig {
         driver,
         size: null.size,
@@ -129,7 +183,7 @@ fn null_config(driver: &'static str, null: &NullOptions, options: &BlockdevOptio
 }
 
 /// `drop-cache` speaks of migration, which there is none of.
-fn file_config(file: &FileOptions, options: &BlockdevOptions) -> FileConfig {
+pub(super) fn file_config(file: &FileOptions, options: &BlockdevOptions) -> FileConfig {
     FileConfig {
         filename: file.filename.clone(),
         aio: match file.aio {

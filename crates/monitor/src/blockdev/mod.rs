@@ -74,6 +74,20 @@ pub enum BlockDriver {
     Qcow2(Qcow2Options),
 }
 
+impl BlockDriver {
+    /// What it is called in options.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::NullCo(_) => "null-co",
+            Self::NullAio(_) => "null-aio",
+            Self::File(_) => "file",
+            Self::HostDevice(_) => "host_device",
+            Self::Raw(_) => "raw",
+            Self::Qcow2(_) => "qcow2",
+        }
+    }
+}
+
 /// A node that another node stands on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BlockRef {
