@@ -1,7 +1,12 @@
 //! What `--object` says: helpers that nodes and exports refer to by id. Makes none of them.
 
+mod shape;
+
+use serde_json::{Map, Value};
+
 use crate::error::Error;
 use crate::fields::{self, Fields, Tree};
+pub(crate) use shape::shape;
 
 /// One object: the argument of `--object` (`ObjectOptions` in QEMU's `qapi/qom.json`).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,6 +63,11 @@ pub(crate) enum Request {
 }
 
 impl ObjectOptions {
+    /// The types that can be made.
+    pub(crate) fn types() -> &'static [&'static str] {
+        &["iothread"]
+    }
+
     /// Reads the argument of `--object`, in either syntax. Help (`iothread,help`) is refused here; the command line
     /// serves it.
     ///
@@ -69,16 +79,34 @@ impl ObjectOptions {
             Request::Help | Request::IothreadHelp => Err(Error::NoHelp),
         }
     }
+
+    /// Reads the arguments of `object-add`, which are those of `--object` in JSON.
+    ///
+    /// # Errors
+    /// The first mistake, in the words of `qemu-storage-daemon`.
+    pub fn from_json(members: Map<String, Value>) -> Result<Self, Error> {
+        Self::from_fields(Tree::of_json(members).fields()?)
+    }
+
+    pub(crate) fn from_fields(fields: Fields<'_>) -> Result<Self, Error> {
+        match Request::of(fields, false)? {
+            Request::Object(object) => Ok(object),
+            Request::Help | Request::IothreadHelp => Err(Error::NoHelp),
+        }
+    }
 }
 
 impl Request {
     pub(crate) fn parse(argument: &str) -> Result<Self, Error> {
         let tree = Tree::read(argument, "qom-type")?;
-        let mut fields = tree.fields_despite_help();
+        Self::of(tree.fields_despite_help(), tree.help)
+    }
+
+    fn of(mut fields: Fields<'_>, help: bool) -> Result<Self, Error> {
         let kind = fields.text("qom-type")?;
         match kind {
-            Some("iothread") if tree.help => return Ok(Self::IothreadHelp),
-            _ if tree.help => return Ok(Self::Help),
+            Some("iothread") if help => return Ok(Self::IothreadHelp),
+            _ if help => return Ok(Self::Help),
             Some("iothread") => (),
             Some(kind) if KNOWN_TO_QEMU.contains(&kind) => {
                 return Err(Error::NotBuilt {

@@ -13,6 +13,9 @@ mod file;
 mod null;
 mod qcow2;
 mod raw;
+mod shape;
+
+use serde_json::{Map, Value};
 
 use crate::error::Error;
 use crate::fields::{self, Fields, NameOrGroup, Tree};
@@ -22,6 +25,9 @@ pub use file::{Aio, FileOptions};
 pub use null::NullOptions;
 pub use qcow2::{CacheSizes, Metadata, Qcow2Options};
 pub use raw::RawOptions;
+pub(crate) use shape::shape;
+#[cfg(test)]
+pub(crate) use shape::tests as shape_tests;
 
 /// How many nodes may be written inside each other in one argument. Keeps the reader's recursion small; real chains
 /// are a few nodes deep.
@@ -242,11 +248,29 @@ impl BlockdevOptions {
     /// The first mistake, in the words of `qemu-storage-daemon`.
     pub fn parse(argument: &str) -> Result<Self, Error> {
         let tree = Tree::read(argument, "driver")?;
-        let node = Self::read(tree.fields()?, &Context::OUTERMOST)?;
+        Self::from_fields(tree.fields()?)
+    }
+
+    /// Reads the arguments of `blockdev-add`, which are those of `--blockdev` in JSON.
+    ///
+    /// # Errors
+    /// The first mistake, in the words of `qemu-storage-daemon`.
+    pub fn from_json(members: Map<String, Value>) -> Result<Self, Error> {
+        Self::from_fields(Tree::of_json(members).fields()?)
+    }
+
+    /// Reads an outermost node.
+    pub(crate) fn from_fields(fields: Fields<'_>) -> Result<Self, Error> {
+        let node = Self::read(fields, &Context::OUTERMOST)?;
         if node.node_name.is_none() {
             return Err(Error::NodeNameMissing);
         }
         Ok(node)
+    }
+
+    /// The drivers that are served.
+    pub(crate) fn driver_names() -> impl Iterator<Item = &'static str> {
+        DRIVERS.iter().copied().flatten().map(|(name, _)| *name)
     }
 
     /// Reads one node, and with it the nodes written inside it. `around` is what it takes over.

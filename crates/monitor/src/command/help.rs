@@ -1,4 +1,4 @@
-//! The texts of `--help` and of `--object help`. Never printed from here.
+//! The texts of `--help`, `--object help`, `--chardev help` and `--trace help`. Never printed from here.
 
 use std::fmt::Write;
 
@@ -15,7 +15,8 @@ options are carried out in the order given, so a node stands in front of whateve
 gets SIGTERM or SIGINT; then it writes everything back, unmounts and ends.
 
 Arguments are KEY=VALUE lists (`a=b,c.d=e,list.0=x,list.1=y`; `,,` is a comma inside a value) or JSON objects
-(`{\"a\": \"b\"}`).
+(`{\"a\": \"b\"}`). `--blockdev @FILE`, `--object @FILE` and `--export @FILE` take such objects, one or a list of them, from
+a file.
 
 Nodes
   --blockdev [driver=]DRIVER,node-name=NAME[,KEY=VALUE...]
@@ -66,10 +67,17 @@ Helpers
   --object [qom-type=]iothread,id=ID[,KEY=VALUE...]
                                      a thread that exports can share; `--object iothread,help` lists its keys
 
+The monitor
+  --chardev [backend=]socket,id=ID,path=PATH[,server=on][,wait=off]
+                                     a stream of bytes; `--chardev help` lists the others and their keys
+  --monitor [chardev=]ID[,pretty=on] take commands there (QMP, as in QEMU)
+
 The process
   --daemonize                        return once everything is up, and go on in the background
   --pidfile PATH                     write the process id there once everything is up
   --log LEVEL                        what to say on stderr: error, warn, info, debug or trace
+  --trace [enable=]PATTERN[,events=FILE][,file=FILE]
+                                     say more about one part of the program; `--trace help` lists them
   --event-loop auto|io_uring|epoll   what to wait for events with (auto: io_uring where the kernel allows it)
   -h, --help                         show this and end
   -V, --version                      show the version and end
@@ -93,6 +101,27 @@ Examples
         --export fuse,id=b,node-name=zero,mountpoint=/tmp/b,iothread=io
 ";
 
+const CHARDEVS: &str = "\
+Available chardev backend types:
+  file     path=PATH [,input-path=PATH] [,append=on|off]
+  null
+  pipe     path=PATH                   named pipes PATH.in and PATH.out, or PATH for both
+  pty      [path=LINK]                 a new terminal, whose name is printed
+  socket   path=PATH [,abstract=on|off] or host=HOST,port=PORT or fd=NUMBER
+           with server=on [,wait=on|off], or as a client [,reconnect=SECONDS or ,reconnect-ms=N]
+  stdio
+";
+
+const TRACE: &str = "\
+Trace events of QEMU do not exist here. Their names say whose messages are shown:
+  fuse*                                 exports
+  qcow2*                                qcow2 images
+  bdrv*, blk*, block*, file*            nodes and host files
+  luring*, aio*, run_poll*              event loops
+  monitor*, handle_qmp*, qmp*, job*     the monitor and jobs
+  *                                     everything
+";
+
 impl HelpTopic {
     /// The text for standard output, with a newline at its end. `name` is the word the program was called by.
     pub fn text(self, name: &str) -> String {
@@ -100,6 +129,8 @@ impl HelpTopic {
             Self::Program => PROGRAM.replace("{name}", name),
             Self::Objects => "Objects that can be made:\n  iothread\n".to_owned(),
             Self::Iothread => iothread(),
+            Self::Chardevs => CHARDEVS.to_owned(),
+            Self::Trace => TRACE.to_owned(),
         }
     }
 }
