@@ -1,10 +1,12 @@
 //! The program `diskfuse`: reads the command line and hands over. It must never hold logic that a library should have.
 
 mod background;
+mod busy;
 mod cli;
 mod control;
 mod daemon;
 mod error;
+mod idle;
 mod images;
 mod list;
 mod logging;
@@ -12,7 +14,9 @@ mod mount;
 mod mountpoint;
 mod output;
 mod qsd;
+mod service;
 mod umount;
+mod watchdog;
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;

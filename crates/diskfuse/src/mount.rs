@@ -6,12 +6,13 @@ use std::fs::File;
 use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use diskfuse_block::Graph;
 use diskfuse_block::drivers::{self, FileConfig, RawConfig};
 use diskfuse_fuse::{
-    AllowOther, DEFAULT_MAX_BACKGROUND, ExportOptions, Passthrough, Placement, Transport,
-    TransportOptions,
+    AllowOther, DEFAULT_MAX_BACKGROUND, ExportOptions, Ownership, Passthrough, Placement,
+    Transport, TransportOptions,
 };
 use diskfuse_image::OpenOptions;
 use diskfuse_qcow2::node::Qcow2Config;
@@ -137,9 +138,15 @@ fn start_export(daemon: &mut Daemon, node: String, arguments: &MountArgs) -> Res
         mountpoint: path.clone(),
         writable: arguments.writable,
         growable: arguments.growable,
-        allow_other: match arguments.allow_other {
-            true => AllowOther::On,
-            false => AllowOther::Off,
+        allow_other: match (arguments.allow_other, arguments.allow_root) {
+            (true, _) => AllowOther::On,
+            (false, true) => AllowOther::Root,
+            (false, false) => AllowOther::Off,
+        },
+        ownership: Ownership {
+            uid: arguments.uid,
+            gid: arguments.gid,
+            mode: arguments.mode,
         },
         max_background: arguments.max_background.unwrap_or(DEFAULT_MAX_BACKGROUND),
         transport: transport(arguments)?,
@@ -155,6 +162,9 @@ fn start_export(daemon: &mut Daemon, node: String, arguments: &MountArgs) -> Res
         mailboxes: Vec::new(),
         own_threads,
         made,
+        idle_timeout: arguments
+            .idle_timeout
+            .map(|seconds| Duration::from_secs(seconds.into())),
     };
     daemon.start_export(export).map_err(|error| match error {
         Error::Fuse(diskfuse_fuse::Error::NotRegular { .. }) if path.is_dir() => Error::Refused(

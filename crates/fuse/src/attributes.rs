@@ -5,9 +5,55 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::abi::{Attr, ROOT};
+use crate::error::{Error, Result};
+use crate::shared::AllowOther;
 
 /// Bytes of a block that stat suggests for I/O.
 const BLOCK: u32 = 4096;
+
+/// Whose the exported file is and what its mode says, until somebody changes it; the kernel lets each caller do what
+/// they allow (`default_permissions`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ownership {
+    /// The owner; by default who runs the daemon.
+    pub uid: Option<u32>,
+    /// The group; by default that of who runs the daemon.
+    pub gid: Option<u32>,
+    /// Permission bits, 0 to 0o777; by default 0o600, and 0o400 if the file cannot be written.
+    pub mode: Option<u32>,
+}
+
+impl Ownership {
+    /// [`Error::Options`] if somebody would be promised what the mount does not let him do.
+    pub(crate) fn check(&self, others: AllowOther) -> Result<()> {
+        let open = self.mode.is_some_and(|mode| mode & 0o077 != 0);
+        let foreign = self.uid.is_some_and(|uid| uid != own_uid())
+            || self.gid.is_some_and(|gid| gid != own_gid());
+        let refused = |message: &str| Err(Error::Options(message.to_owned()));
+        if self.mode.is_some_and(|mode| mode > 0o777) {
+            return refused("the mode must be permission bits, 0 to 0777");
+        }
+        match others {
+            AllowOther::Off if open || foreign => refused(
+                "a mode for group or others, or another owner or group, means nothing unless others are let in \
+                 (allow-other)",
+            ),
+            AllowOther::Root if open || foreign => refused(
+                "with allow-root the file is this user's and its mode lets nobody else in; allow-other goes by owner, \
+                 group and mode",
+            ),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn own_uid() -> u32 {
+    rustix::process::getuid().as_raw()
+}
+
+fn own_gid() -> u32 {
+    rustix::process::getgid().as_raw()
+}
 
 /// Mutable attributes; each stands for itself, so plain atomics do.
 pub(crate) struct Attributes {
@@ -36,12 +82,16 @@ pub(crate) fn nanoseconds((seconds, nanos): (u64, u32)) -> u64 {
 }
 
 impl Attributes {
-    pub(crate) fn new(writable: bool) -> Self {
+    pub(crate) fn new(writable: bool, ownership: Ownership) -> Self {
         let now = now();
         Self {
-            mode: AtomicU32::new(if writable { 0o600 } else { 0o400 }),
-            uid: AtomicU32::new(rustix::process::getuid().as_raw()),
-            gid: AtomicU32::new(rustix::process::getgid().as_raw()),
+            mode: AtomicU32::new(
+                ownership
+                    .mode
+                    .unwrap_or(if writable { 0o600 } else { 0o400 }),
+            ),
+            uid: AtomicU32::new(ownership.uid.unwrap_or_else(own_uid)),
+            gid: AtomicU32::new(ownership.gid.unwrap_or_else(own_gid)),
             accessed: AtomicU64::new(now),
             modified: AtomicU64::new(now),
             written: AtomicBool::new(false),

@@ -80,13 +80,11 @@ pub enum Error {
     /// The event loop failed.
     #[error(transparent)]
     Ring(#[from] diskfuse_ring::Error),
-    /// What ends a connection cannot be opened.
-    #[error("Could not open what aborts the connection of '{}': {} (transport=device works without it)", path.display(), Reason(source))]
-    Abort {
+    /// Somebody uses the file, and it was to be unmounted only if nobody does.
+    #[error("'{}' is in use", path.display())]
+    Busy {
         /// The mountpoint.
         path: PathBuf,
-        /// Why.
-        source: io::Error,
     },
     /// The mount could not be taken away.
     #[error("Failed to unmount '{}': {}", path.display(), Reason(source))]
@@ -105,7 +103,7 @@ fn device_advice(source: &io::Error) -> &'static str {
     match source.raw_os_error() {
         Some(libc::ENOENT) => " (load the module: modprobe fuse)",
         Some(libc::EACCES | libc::EPERM) => {
-            " (run as root, or give this user access to /dev/fuse; in a container: --device /dev/fuse)"
+            " (run as root, or give this user access: chmod 666 /dev/fuse, or join its group; in a container: --device /dev/fuse)"
         }
         Some(libc::EMFILE) => " (each queue needs a descriptor: raise the limit with ulimit -n)",
         _ => "",
@@ -114,7 +112,6 @@ fn device_advice(source: &io::Error) -> &'static str {
 
 fn mount_advice(source: &io::Error) -> &'static str {
     match source.raw_os_error() {
-        Some(libc::EPERM) => " (mounting needs root, or CAP_SYS_ADMIN in a container)",
         Some(libc::ENODEV) => " (load the module: modprobe fuse)",
         _ => "",
     }

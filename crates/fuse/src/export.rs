@@ -60,6 +60,7 @@ impl Export {
             let message = "Cannot export read-only node as writable";
             return Err(Error::Options(message.into()));
         }
+        options.ownership.check(options.allow_other)?;
         mount::check(&options.mountpoint)?;
         if let Ok(absolute) = mount::absolute(&options.mountpoint) {
             options.mountpoint = absolute;
@@ -92,8 +93,7 @@ impl Export {
             // Set once, here.
             let _ = shared.backing.set(backing);
         }
-        let device = device::open().map_err(|source| Error::Device { source })?;
-        let mount = mount_it(&shared, &device)?;
+        let (mount, device) = mount_it(&shared)?;
         let devices = queue_devices(&device, threads.len())?;
         let mountpoint = mount.path().to_owned();
         for (index, (mailbox, device)) in threads.iter().zip(devices).enumerate() {
@@ -113,6 +113,34 @@ impl Export {
                 "the kernel's FUSE did not say anything".into(),
             )),
         }
+    }
+
+    /// Unmounts, then does what [`Export::stop`] does; or, if somebody uses the file, changes nothing and answers
+    /// [`Error::Busy`]. The same rules as for `stop`.
+    pub fn stop_unless_busy(&self) -> Result<()> {
+        {
+            let mut held = self.held.lock();
+            if let Some(held) = &mut *held {
+                // Requests are served meanwhile: the kernel may have something to write back.
+                self.shared.expect_unmount(true);
+                if let Err(error) = held.mount.unmount_unless_busy() {
+                    self.shared.expect_unmount(false);
+                    return Err(error);
+                }
+            }
+        }
+        self.stop()
+    }
+
+    /// Takes the file's name away at once and goes on serving those who have it open; the export ends with the last of
+    /// them. Call it from a thread without a ring.
+    pub fn detach(&self) -> Result<()> {
+        let mut held = self.held.lock();
+        let Some(held) = &mut *held else {
+            return Ok(());
+        };
+        self.shared.expect_unmount(true);
+        held.mount.unmount()
     }
 
     /// Drains, flushes and unmounts. Blocks until nothing is in flight; call it from a thread without a ring. Who
@@ -197,7 +225,7 @@ impl Drop for Export {
 }
 
 /// Mounts as the options say; `allow-other=auto` tries with others first.
-fn mount_it(shared: &Shared, device: &SharedFd) -> Result<Mount> {
+fn mount_it(shared: &Shared) -> Result<(Mount, SharedFd)> {
     let options = &shared.options;
     let filename = shared.node.get().1.filename();
     let mount = |allow_other| {
@@ -206,20 +234,29 @@ fn mount_it(shared: &Shared, device: &SharedFd) -> Result<Mount> {
             read_only: !options.writable,
             allow_other,
             max_read: shared.plan.max_request as u32,
-            abortable: shared.plan.ring.is_some(),
+            abortable: shared.offers_ring(),
         };
-        Mount::new(&options.mountpoint, device, &mount_options)
+        Mount::new(&options.mountpoint, &mount_options)
     };
-    let (mount, others) = match options.allow_other {
+    let ((mount, device), others) = match options.allow_other {
         AllowOther::On => (mount(true)?, true),
         AllowOther::Off => (mount(false)?, false),
+        // The file's mode lets nobody but root in, and stays so.
+        AllowOther::Root => (mount(true)?, false),
         AllowOther::Auto => match mount(true) {
             Ok(mounted) => (mounted, true),
             Err(_) => (mount(false)?, false),
         },
     };
     shared.others_allowed.store(others, Ordering::Relaxed);
-    Ok(mount)
+    if shared.offers_ring() && !mount.can_abort() {
+        shared.forgo_ring(
+            "a connection by FUSE over io_uring must be aborted at the end, and this user may not open \
+             /sys/fs/fuse/connections (mount -t fusectl fusectl /sys/fs/fuse/connections as root, if it is empty)"
+                .to_owned(),
+        )?;
+    }
+    Ok((mount, device))
 }
 
 /// One descriptor for each queue, the first being the one that the mount was made with.

@@ -11,7 +11,8 @@ use diskfuse_block::{LocalFuture, Node};
 use diskfuse_ring::SharedFd;
 use parking_lot::{Condvar, Mutex};
 
-use crate::attributes::Attributes;
+use crate::attributes::{Attributes, Ownership};
+use crate::error::Error;
 use crate::passthrough::{Backing, Passthrough};
 use crate::right::Right;
 use crate::shown::Shown;
@@ -27,6 +28,8 @@ pub enum AllowOther {
     On,
     /// Only the user who runs the daemon.
     Off,
+    /// The owner and root: others are let in and kept out by the file's mode, which then lets nobody else do anything.
+    Root,
 }
 
 /// Requests that the kernel keeps in flight in the background, unless told otherwise. The kernel's own default is
@@ -46,6 +49,8 @@ pub struct ExportOptions {
     pub growable: bool,
     /// Who may use the file.
     pub allow_other: AllowOther,
+    /// Whose the file is, and what its mode says at first.
+    pub ownership: Ownership,
     /// Requests that the kernel keeps in flight in the background, 1 to 65535.
     pub max_background: u16,
     /// How requests come and answers go.
@@ -168,6 +173,10 @@ pub(crate) struct Shared {
     pub(crate) backing: OnceLock<Backing>,
     /// Queues that have not offered their entries yet.
     unregistered: AtomicUsize,
+    /// Why entries are not asked for although the plan has them; set before anything is served, or never.
+    forgone: OnceLock<String>,
+    /// We take the mount away ourselves: that the connection ends is no news.
+    leaving: AtomicBool,
     /// Why the first of them that failed did.
     refusal: Mutex<Option<String>>,
     pub(crate) lanes: Box<[Lane]>,
@@ -200,7 +209,7 @@ impl Shared {
         queues: usize,
         on_end: OnEnd,
     ) -> Self {
-        let writable = options.writable;
+        let (writable, ownership) = (options.writable, options.ownership);
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let most_active = queues.min(cpus);
         Self {
@@ -208,13 +217,15 @@ impl Shared {
             others_allowed: AtomicBool::new(false),
             node: Shown::new(node),
             right: Right::default(),
-            attributes: Attributes::new(writable),
+            attributes: Attributes::new(writable, ownership),
             plan,
             way: AtomicU8::new(BY_DEVICE),
             ring_agreed: AtomicBool::new(false),
             passthrough_agreed: AtomicBool::new(false),
             backing: OnceLock::new(),
             unregistered: AtomicUsize::new(queues),
+            forgone: OnceLock::new(),
+            leaving: AtomicBool::new(false),
             refusal: Mutex::new(None),
             lanes: (0..queues).map(|_| Lane::default()).collect(),
             active: AtomicUsize::new(1),
@@ -290,6 +301,38 @@ impl Shared {
         }
     }
 
+    /// Whether the kernel is to be asked for FUSE over io_uring.
+    pub(crate) fn offers_ring(&self) -> bool {
+        self.plan.ring.is_some() && self.forgone.get().is_none()
+    }
+
+    /// Does without FUSE over io_uring, for the reason `why`; an error if it had to be. Called before the kernel has
+    /// spoken.
+    pub(crate) fn forgo_ring(&self, why: String) -> crate::error::Result<()> {
+        if self.plan.insist {
+            return Err(Error::NoRing(why));
+        }
+        tracing::info!(export = %self.options.id, "requests come through /dev/fuse: {why}");
+        let _ = self.forgone.set(why);
+        Ok(())
+    }
+
+    /// Sets whether we are about to take the mount away ourselves.
+    pub(crate) fn expect_unmount(&self, leaving: bool) {
+        self.leaving.store(leaving, Ordering::SeqCst);
+    }
+
+    /// The connection is gone. True if that is news.
+    pub(crate) fn disconnected(&self) -> bool {
+        match self.leaving.load(Ordering::SeqCst) {
+            true => {
+                self.end(End::Stopped);
+                false
+            }
+            false => self.end(End::Unmounted),
+        }
+    }
+
     /// Whether requests come in entries of FUSE over io_uring.
     pub(crate) fn by_ring(&self) -> bool {
         self.way.load(Ordering::Relaxed) == BY_RING
@@ -313,7 +356,7 @@ impl Shared {
     ) -> std::result::Result<(), String> {
         self.passthrough_agreed.store(passthrough, Ordering::SeqCst);
         self.ring_agreed.store(ring, Ordering::SeqCst);
-        if ring || self.plan.ring.is_none() {
+        if ring || !self.offers_ring() {
             return Ok(());
         }
         let why = transport::switched_off()

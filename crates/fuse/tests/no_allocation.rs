@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use diskfuse_block::drivers::{FileConfig, NullConfig, open_file, open_null};
 use diskfuse_block::{Graph, Node};
 use diskfuse_fuse::{
-    AllowOther, DEFAULT_MAX_BACKGROUND, Export, ExportOptions, Passthrough, Transport,
+    AllowOther, DEFAULT_MAX_BACKGROUND, Export, ExportOptions, Ownership, Passthrough, Transport,
     TransportOptions,
 };
 use diskfuse_ring::{Choice, Config, IoThread, Polling};
@@ -62,6 +62,7 @@ fn allocations(node: Arc<dyn Node>, transport: Transport, work: impl Fn(&File)) 
         writable: true,
         growable: false,
         allow_other: AllowOther::Off,
+        ownership: Ownership::default(),
         max_background: DEFAULT_MAX_BACKGROUND,
         transport: TransportOptions {
             transport,

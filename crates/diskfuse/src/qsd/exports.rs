@@ -1,6 +1,6 @@
 //! Exports of the storage daemon's command line: which node, on which threads.
 
-use diskfuse_fuse::{AllowOther, DEFAULT_MAX_BACKGROUND, Passthrough};
+use diskfuse_fuse::{AllowOther, DEFAULT_MAX_BACKGROUND, Ownership, Passthrough};
 use diskfuse_monitor::{
     ExportKind, ExportOptions, ExportThreads, OnOffAuto, Placement, Transport, TransportOptions,
 };
@@ -45,6 +45,7 @@ pub fn add(daemon: &mut Daemon, iothreads: &mut Iothreads, options: &ExportOptio
                 OnOffAuto::On => AllowOther::On,
                 OnOffAuto::Off => AllowOther::Off,
             },
+            ownership: Ownership::default(),
             max_background: fuse
                 .max_background
                 .map_or(DEFAULT_MAX_BACKGROUND, std::num::NonZero::get),
@@ -59,6 +60,7 @@ pub fn add(daemon: &mut Daemon, iothreads: &mut Iothreads, options: &ExportOptio
         mailboxes,
         own_threads: own,
         made: None,
+        idle_timeout: None,
     };
     daemon.start_export(new).map(drop)
 }

@@ -90,7 +90,7 @@ fn init(queue: &Queue, slot: &mut SlotBuf, offer: Offer) -> Answer {
     let wish = Wish {
         max_background: shared.options.max_background,
         max_request: shared.plan.max_request,
-        ring: shared.plan.ring.is_some(),
+        ring: shared.offers_ring(),
         passthrough: shared.backing.get().is_some(),
     };
     let answered = handshake::answer(offer, wish).map_err(|why| format!("the kernel's FUSE {why}"));

@@ -19,7 +19,7 @@ use std::task::{Poll, Waker};
 use diskfuse_block::Node;
 use diskfuse_ring::SharedFd;
 
-use crate::shared::{End, Lane, Shared};
+use crate::shared::{Lane, Shared};
 use placement::Whereabouts;
 use ring::RingSide;
 use scale::Scale;
@@ -179,7 +179,7 @@ impl Queue {
 
     /// The connection is gone.
     fn disconnected(&self) {
-        if self.shared.end(End::Unmounted) {
+        if self.shared.disconnected() {
             tracing::warn!(
                 export = %self.shared.options.id,
                 mountpoint = %self.shared.options.mountpoint.display(),
