@@ -50,6 +50,8 @@ fn process_ids() -> Vec<u32> {
     let entries = fs::read_dir("/proc").into_iter().flatten();
     let mut ids: Vec<u32> = entries
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        // We may have inherited it; that ends with us.
+        .filter(|&id| id != std::process::id())
         .collect();
     ids.sort_unstable();
     ids

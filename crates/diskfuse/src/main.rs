@@ -6,6 +6,7 @@ mod cli;
 mod control;
 mod daemon;
 mod error;
+mod fstab;
 mod idle;
 mod images;
 mod list;
@@ -30,8 +31,13 @@ use error::Error;
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os();
     let called = arguments.next().unwrap_or_default();
-    if base_name(&called) == "qemu-storage-daemon" {
+    let name = base_name(&called);
+    if name == "qemu-storage-daemon" {
         return qsd::main("qemu-storage-daemon", arguments.collect());
+    }
+    let arguments: Vec<OsString> = arguments.collect();
+    if fstab::is_meant(name, &arguments) {
+        return fstab::main(arguments);
     }
     match Cli::parse().command {
         Command::Mount(arguments) => report(mount::run(&arguments)),

@@ -65,10 +65,13 @@ fn unmount(
                     "'{shown}' is still being written back; its daemon goes on with it"
                 )));
             }
-            Outcome::Busy if !arguments.wait || deadline.is_some_and(|at| at <= Instant::now()) => {
-                return Err(in_use(&mountpoint.0));
+            Outcome::Busy => {
+                let over = deadline.is_some_and(|at| at <= Instant::now() + AGAIN);
+                if !arguments.wait || over {
+                    return Err(in_use(&mountpoint.0));
+                }
+                std::thread::sleep(AGAIN);
             }
-            Outcome::Busy => std::thread::sleep(AGAIN),
         }
     }
 }
