@@ -123,6 +123,7 @@ impl Export {
         self.shared.end(End::Stopped);
         // Whoever comes second finds nothing to give back, and must not return before the first has done it.
         let mut held = self.held.lock();
+        let let_go = held.as_ref().map(|held| held.attachment.let_go());
         while !self.shared.wait_for_end(PATIENCE) {
             let left = self.shared.stats().in_flight;
             tracing::warn!(
@@ -131,6 +132,7 @@ impl Export {
                 "still waiting for the disk"
             );
         }
+        drop(let_go);
         let Some(Held {
             mut mount,
             device,

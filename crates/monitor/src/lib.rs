@@ -37,8 +37,9 @@ pub mod object;
 mod suggest;
 
 pub use blockdev::{
-    Aio, BackingRef, BlockDriver, BlockRef, BlockdevOptions, CacheOptions, CacheSizes,
-    DetectZeroes, Discard, FileOptions, Metadata, NullOptions, Qcow2Options, RawOptions,
+    Aio, BackingRef, BlkdebugOptions, BlockDriver, BlockRef, BlockdevOptions, CacheOptions,
+    CacheSizes, DetectZeroes, Discard, FileOptions, Metadata, NullOptions, Qcow2Options,
+    RawOptions, ThrottleOptions,
 };
 pub use command::{Directive, EventLoop, HelpTopic, parse as parse_command_line};
 pub use error::Error;
@@ -47,4 +48,7 @@ pub use export::{
     TransportOptions, parse_cpus,
 };
 pub use fields::OnOffAuto;
-pub use object::{IothreadOptions, ObjectOptions};
+pub use object::{
+    IothreadOptions, ObjectOptions, Property, SecretOptions, SecretSource, ThrottleGroupOptions,
+    ThrottleLimits, ThrottleRate,
+};

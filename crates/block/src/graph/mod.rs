@@ -16,7 +16,7 @@ pub use drain::{DrainHook, Drained};
 pub use place::Place;
 
 use crate::error::{Error, Kind, Result};
-use crate::node::Node;
+use crate::node::{LetGo, Node};
 use crate::permissions::Permissions;
 use state::{State, UserEntry};
 
@@ -152,6 +152,11 @@ impl Attachment {
     /// The node.
     pub fn node(&self) -> &Arc<dyn Node> {
         &self.node
+    }
+
+    /// For a user that waits for the end of what it has in flight: see [`Graph::let_go`].
+    pub fn let_go(&self) -> Vec<LetGo> {
+        self.graph.let_go(std::slice::from_ref(&self.name))
     }
 
     /// The node's name.
