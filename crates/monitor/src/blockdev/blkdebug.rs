@@ -86,7 +86,7 @@ pub enum BlkdebugIoType {
 }
 
 impl BlkdebugIoType {
-    const WORDS: &[(&str, Self)] = &[
+    pub(super) const WORDS: &[(&str, Self)] = &[
         ("read", Self::Read),
         ("write", Self::Write),
         ("write-zeroes", Self::WriteZeroes),
