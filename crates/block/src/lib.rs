@@ -31,7 +31,7 @@ pub use host::{Aio, Alignment, HostFile};
 pub use lock::Locking;
 pub use node::{
     Access, Allocation, BackingName, BlockStatus, Extent, Limits, LocalFuture, Node, Resize, Wrap,
-    Zeroes,
+    Zeroes, downcast,
 };
 pub use permissions::Permissions;
 pub use range_queue::{RangeQueue, Turn};

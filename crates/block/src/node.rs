@@ -1,6 +1,7 @@
 //! The contract of a disk. A node *resolves* a range of itself to where the bytes are; whoever asked then moves them
 //! with its own ring. A node never answers before what it says is true, and never trusts what an image says.
 
+use std::any::Any;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -128,7 +129,7 @@ pub struct Limits {
 /// Several may be under way at once; overlapping ones come in some order, each whole with regard to sectors.
 /// Offsets and lengths are bytes. Whoever calls has clipped the range to [`Node::size`]; a range past it is an error
 /// ([`Kind::Invalid`](crate::Kind::Invalid)), never a panic.
-pub trait Node: Send + Sync {
+pub trait Node: Any + Send + Sync {
     /// The driver's name, as in `--blockdev driver=…`.
     fn driver(&self) -> &'static str;
 
@@ -243,6 +244,12 @@ pub trait Node: Send + Sync {
         let _ = (used, shared);
         Ok(())
     }
+}
+
+/// What a node is, for callers that need more of it than the contract; wraps hide it.
+pub fn downcast<T: Node>(node: &dyn Node) -> Option<&T> {
+    let any: &dyn Any = node;
+    any.downcast_ref()
 }
 
 /// Something that sits between a node and everyone who uses it, for a while: it watches writes, or holds them back. It has

@@ -22,6 +22,7 @@ fn user(name: &str, perm: Permissions, shared: Permissions) -> User {
         perm,
         shared,
         drain: None,
+        follows: true,
     }
 }
 

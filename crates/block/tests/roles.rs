@@ -20,6 +20,7 @@ fn user(name: &str, perm: Permissions) -> User {
         perm,
         shared: Permissions::ALL,
         drain: None,
+        follows: true,
     }
 }
 

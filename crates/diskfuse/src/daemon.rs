@@ -339,7 +339,7 @@ impl Entry {
             mountpoint: self.export.mountpoint().into(),
             pid: std::process::id(),
             id: self.export.id().to_owned(),
-            node: self.export.node_name().to_owned(),
+            node: self.export.node_name(),
             format: self.format.clone(),
             writable: self.export.writable(),
             stopping: self.stopping,

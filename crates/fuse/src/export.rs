@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use diskfuse_block::graph::{Attachment, DrainHook, User};
+use diskfuse_block::graph::{DrainHook, User};
 use diskfuse_block::{Graph, Permissions};
 use diskfuse_ring::{Mailbox, SharedFd};
 use parking_lot::Mutex;
@@ -28,13 +28,11 @@ struct Held {
     mount: Mount,
     /// Queue 0's descriptor: while it is open the kernel keeps requests waiting instead of failing them.
     device: SharedFd,
-    attachment: Attachment,
 }
 
 /// A running export. Dropping it stops it.
 pub struct Export {
     shared: Arc<Shared>,
-    node_name: String,
     mountpoint: PathBuf,
     held: Mutex<Option<Held>>,
 }
@@ -69,10 +67,11 @@ impl Export {
         let plan = transport::plan(&options.transport, threads)?;
         let shared = Arc::new(Shared::new(options, disk, plan, threads.len(), on_end));
         let hook: Arc<dyn DrainHook> = Arc::<Shared>::clone(&shared);
-        let perm = if shared.options.writable {
-            Permissions::WRITER
-        } else {
-            Permissions::READER
+        let perm = match (shared.options.writable, shared.options.growable) {
+            (true, true) => Permissions::WRITER,
+            // Only while it is being resized: see `Right`.
+            (true, false) => Permissions::WRITER & !Permissions::RESIZE,
+            (false, _) => Permissions::READER,
         };
         let attachment = graph.attach(
             node,
@@ -82,8 +81,12 @@ impl Export {
                 // Other exports of the node may write and resize it as well; each sees what the others do.
                 shared: Permissions::ALL,
                 drain: Some(Arc::downgrade(&hook)),
+                follows: true,
             },
         )?;
+        // The node may have been given wraps meanwhile.
+        shared.node.set(attachment.node()?);
+        shared.right.give(attachment);
         // After the image is ours: it sets the same locks once more.
         if let Some(backing) = Backing::prepare(&shared.options, &*shared.node.get().1)? {
             // Set once, here.
@@ -100,13 +103,8 @@ impl Export {
         }
         let export = Arc::new(Self {
             shared,
-            node_name: node.to_owned(),
             mountpoint,
-            held: Mutex::new(Some(Held {
-                mount,
-                device,
-                attachment,
-            })),
+            held: Mutex::new(Some(Held { mount, device })),
         });
         match export.shared.wait_for_greeting(GREETING) {
             Some(Ok(())) => Ok(export),
@@ -131,12 +129,7 @@ impl Export {
                 "still waiting for the disk"
             );
         }
-        let Some(Held {
-            mut mount,
-            device,
-            attachment,
-        }) = held.take()
-        else {
+        let Some(Held { mut mount, device }) = held.take() else {
             return Ok(());
         };
         // Entries that the kernel has keep the connection open, whatever else is closed.
@@ -145,7 +138,7 @@ impl Export {
             false => mount.unmount(),
         };
         drop(device);
-        drop(attachment);
+        self.shared.right.take_back();
         match self.shared.take_flush_error() {
             Some(error) => {
                 if let Err(error) = unmounted {
@@ -162,9 +155,9 @@ impl Export {
         &self.shared.options.id
     }
 
-    /// The node that it shows.
-    pub fn node_name(&self) -> &str {
-        &self.node_name
+    /// The node that it shows now; empty when it has ended.
+    pub fn node_name(&self) -> String {
+        self.shared.right.node_name()
     }
 
     /// The absolute path of its file.

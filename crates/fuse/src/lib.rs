@@ -19,6 +19,7 @@ mod ops;
 mod passthrough;
 mod queue;
 mod request;
+mod right;
 mod shared;
 mod shown;
 mod slot;

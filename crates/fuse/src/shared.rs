@@ -13,6 +13,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::attributes::Attributes;
 use crate::passthrough::{Backing, Passthrough};
+use crate::right::Right;
 use crate::shown::Shown;
 use crate::transport::{self, Plan, TransportOptions};
 
@@ -154,6 +155,7 @@ pub(crate) struct Shared {
     /// Whether others were let in, after `auto` was tried.
     pub(crate) others_allowed: AtomicBool,
     pub(crate) node: Shown,
+    pub(crate) right: Right,
     pub(crate) attributes: Attributes,
     pub(crate) plan: Plan,
     /// How requests come.
@@ -205,6 +207,7 @@ impl Shared {
             options,
             others_allowed: AtomicBool::new(false),
             node: Shown::new(node),
+            right: Right::default(),
             attributes: Attributes::new(writable),
             plan,
             way: AtomicU8::new(BY_DEVICE),

@@ -107,6 +107,7 @@ fn user(what: &str, writable: bool) -> User {
         },
         shared: Permissions::CONSISTENT_READ | Permissions::WRITE_UNCHANGED,
         drain: None,
+        follows: true,
     }
 }
 

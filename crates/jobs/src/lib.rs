@@ -24,9 +24,7 @@ mod status;
 mod transaction;
 
 pub use create::run;
-pub use event::{
-    BlockJobData, BlockJobInfo, ErrorAction, IoStatus, JobEvent, JobInfo, Operation,
-};
+pub use event::{BlockJobData, BlockJobInfo, ErrorAction, IoStatus, JobEvent, JobInfo, Operation};
 pub use job::{Job, JobConfig};
 pub use policy::OnError;
 pub use registry::{Jobs, Start};

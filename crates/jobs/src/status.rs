@@ -155,12 +155,13 @@ impl Verb {
     }
 
     fn is_for(self, status: Status) -> bool {
-        use Status::{
-            Concluded, Created, Paused, Pending, Ready, Running, Standby, Waiting,
-        };
+        use Status::{Concluded, Created, Paused, Pending, Ready, Running, Standby, Waiting};
         match self {
             Self::Cancel => {
-                matches!(status, Created | Running | Paused | Ready | Standby | Waiting | Pending)
+                matches!(
+                    status,
+                    Created | Running | Paused | Ready | Standby | Waiting | Pending
+                )
             }
             Self::Pause | Self::Resume | Self::SetSpeed => {
                 matches!(status, Created | Running | Paused | Ready | Standby)

@@ -56,7 +56,9 @@ impl Transaction {
             }
             state.failed = true;
             let members = state.members.iter().filter_map(Weak::upgrade);
-            members.filter(|job| !std::ptr::eq(&raw const **job, by)).collect()
+            members
+                .filter(|job| !std::ptr::eq(&raw const **job, by))
+                .collect()
         };
         for job in others {
             job.cancel_along();

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use diskfuse_ring::{Buf, SharedFd};
 use parking_lot::Mutex;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::hold::Hold;
 use crate::host::{Aio, HostFile, HostKind, Options};
 use crate::lock::{ImageLock, Locking};
@@ -63,10 +63,12 @@ pub struct FileConfig {
 /// An image file or block device.
 pub struct FileNode {
     host: HostFile,
+    config: FileConfig,
     driver: &'static str,
     discard: Discard,
     detect_zeroes: DetectZeroes,
-    lock: ImageLock,
+    /// Shared with those that the same file was opened as before: it is locked once.
+    lock: Arc<ImageLock>,
     /// Whether anybody uses it. Written by the graph only.
     used: Mutex<bool>,
 }
@@ -82,29 +84,70 @@ pub fn open_host_device(config: &FileConfig) -> Result<Arc<FileNode>> {
 }
 
 fn open(config: &FileConfig, kind: HostKind, driver: &'static str) -> Result<Arc<FileNode>> {
-    let host = HostFile::open(&Options {
-        path: config.filename.clone(),
+    let host = open_host(config, kind, config.filename.clone())?;
+    let lock = ImageLock::new(host.fd().clone(), host.path().to_owned(), config.locking);
+    let node = with_lock(host, driver, config, Arc::new(lock));
+    node.set_permissions(Permissions::NONE, Permissions::ALL)?;
+    Ok(Arc::new(node))
+}
+
+fn open_host(config: &FileConfig, kind: HostKind, path: PathBuf) -> Result<HostFile> {
+    HostFile::open(&Options {
+        path,
         kind,
         aio: config.aio,
         direct: config.direct,
         no_flush: config.no_flush,
         read_only: config.read_only,
         auto_read_only: config.auto_read_only,
-    })?;
-    let lock = ImageLock::new(host.fd().clone(), host.path().to_owned(), config.locking);
-    let node = FileNode {
+    })
+}
+
+fn with_lock(
+    host: HostFile,
+    driver: &'static str,
+    config: &FileConfig,
+    lock: Arc<ImageLock>,
+) -> FileNode {
+    FileNode {
         host,
         driver,
         discard: config.discard,
         detect_zeroes: config.detect_zeroes,
         lock,
+        config: config.clone(),
         used: Mutex::new(false),
-    };
-    node.set_permissions(Permissions::NONE, Permissions::ALL)?;
-    Ok(Arc::new(node))
+    }
 }
 
 impl FileNode {
+    /// What it was opened with.
+    pub fn config(&self) -> &FileConfig {
+        &self.config
+    }
+
+    /// The same file opened anew with other options, of which the name is not looked at. It takes this node's place in the
+    /// graph, and shares its image locks: others never see the file unlocked. Everything written before is to be
+    /// flushed; afterwards this node is not used any more.
+    pub fn reopen(&self, config: &FileConfig) -> Result<Arc<Self>> {
+        let kind = match self.host.is_device() {
+            true => HostKind::Device,
+            false => HostKind::Regular,
+        };
+        let host = open_host(config, kind, self.config.filename.clone())?;
+        if !host.is_same_file(&self.host)? {
+            let path = host.path();
+            let message = format!("'{path}' is not the file any more that it was opened as");
+            return Err(Error::new(Kind::Invalid, message));
+        }
+        let config = FileConfig {
+            filename: self.config.filename.clone(),
+            ..config.clone()
+        };
+        let lock = Arc::clone(&self.lock);
+        Ok(Arc::new(with_lock(host, self.driver, &config, lock)))
+    }
+
     /// The open file itself.
     pub fn host(&self) -> &HostFile {
         &self.host

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use diskfuse_ring::{Buf, SharedFd};
 
 use crate::error::{Error, Kind, Result};
+use crate::graph::ChildRole;
 use crate::node::{Access, BlockStatus, Extent, Limits, LocalFuture, Node, Resize, Zeroes};
 use crate::{SECTOR, check_range};
 
@@ -162,6 +163,14 @@ impl Node for RawNode {
 
     fn close(&self) -> LocalFuture<'_, Result<()>> {
         self.child.close()
+    }
+
+    fn on_children(&self, children: &[(ChildRole, Arc<dyn Node>)]) -> Result<Arc<dyn Node>> {
+        let [(_, child)] = children else {
+            let message = "a raw node stands on one other node";
+            return Err(Error::new(Kind::Invalid, message));
+        };
+        Ok(open_raw(Arc::clone(child), &self.config)?)
     }
 
     fn resize(&self, size: u64, how: Resize, preallocate: bool) -> LocalFuture<'_, Result<()>> {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
-use super::Graph;
+use super::{Graph, busy};
 use crate::error::Result;
 use crate::node::{LocalFuture, Node};
 
@@ -37,6 +37,12 @@ pub(super) struct Brake {
     drains: Mutex<usize>,
 }
 
+impl std::fmt::Debug for Brake {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Brake").field(&*self.drains.lock()).finish()
+    }
+}
+
 impl Brake {
     pub(super) fn new(hook: Option<Weak<dyn DrainHook>>) -> Arc<Self> {
         Arc::new(Self {
@@ -45,7 +51,13 @@ impl Brake {
         })
     }
 
-    fn hook(&self) -> Option<Arc<dyn DrainHook>> {
+    /// Whether some drain keeps the user stopped.
+    pub(super) fn is_held(&self) -> bool {
+        *self.drains.lock() > 0
+    }
+
+    /// What makes the user stop, if it is still there.
+    pub(super) fn hook(&self) -> Option<Arc<dyn DrainHook>> {
         self.hook.as_ref()?.upgrade()
     }
 
@@ -93,7 +105,8 @@ impl Graph {
     /// Drains nest and may overlap. While a node is drained nobody can attach to it. Must run on a ring's thread;
     /// a user's hook that lives on another thread is waited for, not blocked on.
     ///
-    /// [`Kind::NotFound`](crate::Kind::NotFound) if there is no such node.
+    /// [`Kind::NotFound`](crate::Kind::NotFound) if there is no such node, [`Kind::Busy`](crate::Kind::Busy) if one of the users
+    /// cannot be stopped; then nobody is.
     pub async fn drain(&self, name: &str) -> Result<Drained> {
         let (nodes, brakes) = self.0.lock().drain_begins(name)?;
         for brake in &brakes {
@@ -105,10 +118,12 @@ impl Graph {
             nodes,
             brakes,
         };
-        for brake in &drained.brakes {
-            if let Some(hook) = brake.hook() {
-                hook.quiesce().await;
-            }
+        let hooks: Vec<_> = drained.brakes.iter().filter_map(|b| b.hook()).collect();
+        if let Some(why) = hooks.iter().find_map(|hook| hook.immovable()) {
+            return Err(busy(format!("Node '{name}' cannot be drained: {why}")));
+        }
+        for hook in hooks {
+            hook.quiesce().await;
         }
         Ok(drained)
     }

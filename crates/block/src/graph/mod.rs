@@ -1,6 +1,7 @@
 //! The named nodes of a process: who is above whom, who uses what, and who must stop when something is about to
 //! change. It never does I/O, and its one lock is never held while somebody waits.
 
+mod change;
 mod claims;
 mod drain;
 mod names;
@@ -11,6 +12,7 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
+pub use change::Change;
 pub use claims::ChildRole;
 pub use drain::{DrainHook, Drained};
 pub use place::Place;
@@ -30,6 +32,9 @@ pub struct User {
     pub shared: Permissions,
     /// How to make it stop for a while; `None` if it never has requests in flight of its own accord.
     pub drain: Option<Weak<dyn DrainHook>>,
+    /// Whether it goes along when everyone above the node is put on another one ([`Change::Replace`]). What works on the node
+    /// itself, as jobs do, stays.
+    pub follows: bool,
 }
 
 /// The nodes of a process. A handle: clones are the same graph. May be used from any thread.
@@ -84,9 +89,19 @@ impl Graph {
         self.0.lock().entry(name)?.node().cloned()
     }
 
+    /// The node of this name as it is, without what is wrapped around it for its users; errors as [`Graph::get`]'s.
+    pub fn bare(&self, name: &str) -> Result<Arc<dyn Node>> {
+        self.0.lock().entry(name)?.bare().cloned()
+    }
+
+    /// [`Kind::Busy`], and by whom, if the node is in use and so cannot be removed.
+    pub fn check_unused(&self, name: &str) -> Result<()> {
+        self.0.lock().check_unused(name).map(drop)
+    }
+
     /// Removes a node, and those nodes below it that were never given a name and that nobody else needs.
-    /// [`Kind::Busy`] if somebody uses it or a node stands above it. What was written is not flushed by this: flush
-    /// first.
+    /// [`Kind::Busy`] if somebody uses it or a node stands above it. What was written is not flushed by this: close it
+    /// first ([`Graph::check_unused`], [`Node::close`]).
     pub fn remove(&self, name: &str) -> Result<()> {
         // The nodes are dropped, which closes files, when the lock is free again.
         let removed = self.0.lock().remove(name)?;
@@ -104,6 +119,24 @@ impl Graph {
         Ok(self.0.lock().entry(name)?.children())
     }
 
+    /// The names of the nodes directly below a node, and what it needs them for.
+    pub fn edges(&self, name: &str) -> Result<Vec<(ChildRole, String)>> {
+        Ok(self.0.lock().entry(name)?.edges())
+    }
+
+    /// The names of the nodes directly above a node.
+    pub fn parents(&self, name: &str) -> Vec<String> {
+        self.0.lock().parents(name)
+    }
+
+    /// Whether the node was never given a name, and so goes with the last node above it.
+    pub fn is_nameless(&self, name: &str) -> bool {
+        self.0
+            .lock()
+            .entry(name)
+            .is_ok_and(state::Entry::is_nameless)
+    }
+
     /// The names of those who use a node itself, in the order in which they came.
     pub fn users(&self, name: &str) -> Result<Vec<String>> {
         let state = self.0.lock();
@@ -117,18 +150,16 @@ impl Graph {
     /// ([`Kind::Busy`]).
     pub fn attach(&self, name: &str, user: User) -> Result<Attachment> {
         let mut state = self.0.lock();
-        let (node, id) = state.attach(name, user)?;
+        let id = state.attach(name, user)?;
         Ok(Attachment {
             graph: self.clone(),
-            node,
-            name: name.to_owned(),
             id,
         })
     }
 
-    fn detach(&self, name: &str, id: u64) {
+    fn detach(&self, id: u64) {
         // The user's hook is dropped when the lock is free again.
-        let gone: Option<UserEntry> = self.0.lock().detach(name, id);
+        let gone: Option<UserEntry> = self.0.lock().detach(id);
         drop(gone);
     }
 }
@@ -143,32 +174,40 @@ impl std::fmt::Debug for Graph {
 #[must_use = "dropping it detaches at once"]
 pub struct Attachment {
     graph: Graph,
-    node: Arc<dyn Node>,
-    name: String,
     id: u64,
 }
 
 impl Attachment {
-    /// The node.
-    pub fn node(&self) -> &Arc<dyn Node> {
-        &self.node
+    /// The node that it is attached to now.
+    pub fn node(&self) -> Result<Arc<dyn Node>> {
+        self.graph.get(&self.node_name())
     }
 
-    /// The node's name.
-    pub fn node_name(&self) -> &str {
-        &self.name
+    /// The name of that node.
+    pub fn node_name(&self) -> String {
+        let name = self.graph.0.lock().node_of(self.id);
+        // The user is there for as long as this is.
+        name.unwrap_or_default()
+    }
+
+    /// From now on the user does this with the node. [`Kind::Busy`] or [`Kind::ReadOnly`], as for [`Graph::attach`], if it
+    /// may not; then all is as it was.
+    pub fn use_for(&self, perm: Permissions) -> Result<()> {
+        self.graph.0.lock().use_for(self.id, perm)
     }
 }
 
 impl std::fmt::Debug for Attachment {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Attachment").field(&self.name).finish()
+        f.debug_tuple("Attachment")
+            .field(&self.node_name())
+            .finish()
     }
 }
 
 impl Drop for Attachment {
     fn drop(&mut self) {
-        self.graph.detach(&self.name, self.id);
+        self.graph.detach(self.id);
     }
 }
 

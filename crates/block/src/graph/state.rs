@@ -8,42 +8,91 @@ use super::claims::{self, ChildRole, Claim, Holder};
 use super::drain::Brake;
 use super::{User, busy, names};
 use crate::error::{Error, Kind, Result};
-use crate::node::Node;
+use crate::node::{Node, Wrap};
 use crate::permissions::Permissions;
 
+#[derive(Clone, Debug)]
 pub(super) struct UserEntry {
     id: u64,
     pub(super) name: Arc<str>,
     perm: Permissions,
     shared: Permissions,
-    brake: Arc<Brake>,
+    pub(super) brake: Arc<Brake>,
+    pub(super) follows: bool,
+}
+
+impl UserEntry {
+    pub(super) fn is(&self, other: &Self) -> bool {
+        self.id == other.id
+    }
 }
 
 /// What stands at a place.
-enum Occupant {
+#[derive(Clone)]
+pub(super) enum Occupant {
     /// It is being opened, to be written or not.
     Opening { read_only: bool },
     /// A node.
-    Node(Arc<dyn Node>),
+    Node {
+        /// Itself.
+        bare: Arc<dyn Node>,
+        /// What those above see: the node in its wraps.
+        shown: Arc<dyn Node>,
+    },
 }
 
+impl Occupant {
+    pub(super) fn unwrapped(node: Arc<dyn Node>) -> Self {
+        Self::Node {
+            shown: Arc::clone(&node),
+            bare: node,
+        }
+    }
+}
+
+#[derive(Clone)]
 pub(super) struct Entry {
-    name: Arc<str>,
-    occupant: Occupant,
-    children: Vec<(Arc<str>, ChildRole)>,
+    pub(super) name: Arc<str>,
+    pub(super) occupant: Occupant,
+    /// What is between the node and those above it, the innermost first.
+    pub(super) wraps: Vec<Arc<dyn Wrap>>,
+    pub(super) children: Vec<(Arc<str>, ChildRole)>,
     pub(super) users: Vec<UserEntry>,
     /// Nobody named it: it goes with the last node above it.
-    nameless: bool,
+    pub(super) nameless: bool,
     drains: usize,
 }
 
 impl Entry {
-    /// The node, unless it is still being opened.
+    /// What those above see, unless it is still being opened.
     pub(super) fn node(&self) -> Result<&Arc<dyn Node>> {
         match &self.occupant {
-            Occupant::Node(node) => Ok(node),
-            Occupant::Opening { .. } => Err(busy(format!("Node '{}' is being opened", self.name))),
+            Occupant::Node { shown, .. } => Ok(shown),
+            Occupant::Opening { .. } => Err(self.opening()),
         }
+    }
+
+    /// The node itself, unless it is still being opened.
+    pub(super) fn bare(&self) -> Result<&Arc<dyn Node>> {
+        match &self.occupant {
+            Occupant::Node { bare, .. } => Ok(bare),
+            Occupant::Opening { .. } => Err(self.opening()),
+        }
+    }
+
+    fn opening(&self) -> Error {
+        busy(format!("Node '{}' is being opened", self.name))
+    }
+
+    pub(super) fn edges(&self) -> Vec<(ChildRole, String)> {
+        let children = self.children.iter();
+        children
+            .map(|(child, role)| (*role, child.to_string()))
+            .collect()
+    }
+
+    pub(super) fn is_nameless(&self) -> bool {
+        self.nameless
     }
 
     pub(super) fn children(&self) -> Vec<String> {
@@ -54,26 +103,26 @@ impl Entry {
     fn read_only(&self) -> bool {
         match &self.occupant {
             Occupant::Opening { read_only } => *read_only,
-            Occupant::Node(node) => node.read_only(),
+            Occupant::Node { bare, .. } => bare.read_only(),
         }
     }
 
-    fn is_above(&self, name: &str) -> bool {
+    pub(super) fn is_above(&self, name: &str) -> bool {
         self.children.iter().any(|(child, _)| **child == *name)
     }
 }
 
 /// Nodes are few (hundreds), and none of this is on the way of a request: lists do.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct State {
-    /// In the order of insertion, so that each node stands behind those below it.
-    entries: Vec<Entry>,
+    /// Each node stands behind those below it.
+    pub(super) entries: Vec<Entry>,
     next_name: u64,
     next_user: u64,
 }
 
 impl State {
-    fn find(&self, name: &str) -> Result<usize> {
+    pub(super) fn find(&self, name: &str) -> Result<usize> {
         let found = self.entries.iter().position(|e| *e.name == *name);
         found.ok_or_else(|| names::not_found(name, self.entries.iter().map(|e| &*e.name)))
     }
@@ -104,6 +153,7 @@ impl State {
         self.entries.push(Entry {
             name: name.as_str().into(),
             occupant: Occupant::Opening { read_only },
+            wraps: Vec::new(),
             children: Vec::new(),
             users: Vec::new(),
             nameless: !given,
@@ -131,7 +181,8 @@ impl State {
     pub(super) fn fill(&mut self, name: &str, node: Arc<dyn Node>) -> Result<()> {
         let index = self.find(name)?;
         let before = self.claims();
-        let opening = std::mem::replace(&mut self.entries[index].occupant, Occupant::Node(node));
+        let there = &mut self.entries[index].occupant;
+        let opening = std::mem::replace(there, Occupant::unwrapped(node));
         self.settle(&before)
             .and_then(|()| self.update_node(index, &before[index]))
             .inspect_err(|_| {
@@ -148,6 +199,27 @@ impl State {
 
     /// Takes a node out, and those below that nobody named and nobody needs.
     pub(super) fn remove(&mut self, name: &str) -> Result<Vec<Arc<dyn Node>>> {
+        let index = self.check_unused(name)?;
+        let mut before = self.claims();
+        before.remove(index);
+        let entry = self.entries.remove(index);
+        self.relax(&before);
+        let mut removed = match entry.occupant {
+            Occupant::Node { bare, .. } => vec![bare],
+            Occupant::Opening { .. } => Vec::new(),
+        };
+        for (child, _) in entry.children {
+            let orphan = self.entry(&child).is_ok_and(|c| c.nameless);
+            // A child that somebody else needs refuses, and stays.
+            if orphan && let Ok(more) = self.remove(&child) {
+                removed.extend(more);
+            }
+        }
+        Ok(removed)
+    }
+
+    /// The index of a node that could be removed.
+    pub(super) fn check_unused(&self, name: &str) -> Result<usize> {
         let index = self.find(name)?;
         let user = self.entries[index]
             .users
@@ -161,22 +233,12 @@ impl State {
         if self.entries[index].drains > 0 {
             return Err(busy(format!("Node {name} is in use: it is being drained")));
         }
-        let mut before = self.claims();
-        before.remove(index);
-        let entry = self.entries.remove(index);
-        self.relax(&before);
-        let mut removed = match entry.occupant {
-            Occupant::Node(node) => vec![node],
-            Occupant::Opening { .. } => Vec::new(),
-        };
-        for (child, _) in entry.children {
-            let orphan = self.entry(&child).is_ok_and(|c| c.nameless);
-            // A child that somebody else needs refuses, and stays.
-            if orphan && let Ok(more) = self.remove(&child) {
-                removed.extend(more);
-            }
-        }
-        Ok(removed)
+        Ok(index)
+    }
+
+    pub(super) fn parents(&self, name: &str) -> Vec<String> {
+        let above = self.entries.iter().filter(|e| e.is_above(name));
+        above.map(|e| e.name.to_string()).collect()
     }
 
     /// The indices of a node and of everything above it.
@@ -197,7 +259,7 @@ impl State {
     }
 
     /// Everybody's claims on each node.
-    fn claims(&self) -> Vec<Vec<Claim>> {
+    pub(super) fn claims(&self) -> Vec<Vec<Claim>> {
         let mut all: Vec<Vec<Claim>> = self.entries.iter().map(own_claims).collect();
         // From above to below: what stands above a node is behind it in the list.
         for (index, entry) in self.entries.iter().enumerate().rev() {
@@ -220,7 +282,7 @@ impl State {
 
     /// Something was added since the claims were `before`: refused if that conflicts with what was there, if it writes
     /// what cannot be written, or if another process holds an image. Undo it then, and [`State::relax`].
-    fn settle(&self, before: &[Vec<Claim>]) -> Result<()> {
+    pub(super) fn settle(&self, before: &[Vec<Claim>]) -> Result<()> {
         let after = self.claims();
         let changes = || self.entries.iter().zip(before.iter().zip(&after));
         for (entry, (old, new)) in changes() {
@@ -246,7 +308,7 @@ impl State {
     }
 
     /// Something was taken away since the claims were `before`.
-    fn relax(&self, before: &[Vec<Claim>]) {
+    pub(super) fn relax(&self, before: &[Vec<Claim>]) {
         let after = self.claims();
         for (index, (old, new)) in before.iter().zip(&after).enumerate() {
             if old != new
@@ -260,17 +322,27 @@ impl State {
         }
     }
 
+    /// Tells every node again what is done with it, after some were told of what did not come to be.
+    pub(super) fn restore(&self) {
+        for (index, claims) in self.claims().iter().enumerate() {
+            if let Err(error) = self.update_node(index, claims) {
+                let node = &*self.entries[index].name;
+                tracing::error!(node, %error, "cannot restore the permissions of a node");
+            }
+        }
+    }
+
     fn update_node(&self, index: usize, claims: &[Claim]) -> Result<()> {
         let (used, shared) = claims::fold(claims);
         match &self.entries[index].occupant {
-            Occupant::Node(node) => node.set_permissions(used, shared),
+            Occupant::Node { bare, .. } => bare.set_permissions(used, shared),
             Occupant::Opening { .. } => Ok(()),
         }
     }
 
-    pub(super) fn attach(&mut self, name: &str, user: User) -> Result<(Arc<dyn Node>, u64)> {
+    pub(super) fn attach(&mut self, name: &str, user: User) -> Result<u64> {
         let index = self.find(name)?;
-        let node = Arc::clone(self.entries[index].node()?);
+        let node = self.entries[index].node()?;
         let writes = Permissions::WRITE | Permissions::RESIZE;
         if !(user.perm & writes).is_empty() && node.read_only() {
             let message = format!("Node '{name}' is read-only: {} cannot write it", user.name);
@@ -289,17 +361,45 @@ impl State {
             perm: user.perm,
             shared: user.shared,
             brake: Brake::new(user.drain),
+            follows: user.follows,
         });
         if let Err(error) = self.settle(&before) {
-            drop(self.detach(name, id));
+            drop(self.detach(id));
             return Err(error);
         }
-        Ok((node, id))
+        Ok(id)
     }
 
-    pub(super) fn detach(&mut self, name: &str, id: u64) -> Option<UserEntry> {
-        let index = self.find(name).ok()?;
-        let position = self.entries[index].users.iter().position(|u| u.id == id)?;
+    /// Where a user is: the index of its node, and its own there.
+    fn user(&self, id: u64) -> Option<(usize, usize)> {
+        let mut nodes = self.entries.iter().enumerate();
+        nodes.find_map(|(index, entry)| {
+            let position = entry.users.iter().position(|user| user.id == id)?;
+            Some((index, position))
+        })
+    }
+
+    pub(super) fn node_of(&self, id: u64) -> Option<String> {
+        let (index, _) = self.user(id)?;
+        Some(self.entries[index].name.to_string())
+    }
+
+    /// Changes what a user does with its node.
+    pub(super) fn use_for(&mut self, id: u64, perm: Permissions) -> Result<()> {
+        let Some((index, position)) = self.user(id) else {
+            return Ok(());
+        };
+        let before = self.claims();
+        let old = std::mem::replace(&mut self.entries[index].users[position].perm, perm);
+        self.settle(&before).inspect_err(|_| {
+            let before = self.claims();
+            self.entries[index].users[position].perm = old;
+            self.relax(&before);
+        })
+    }
+
+    pub(super) fn detach(&mut self, id: u64) -> Option<UserEntry> {
+        let (index, position) = self.user(id)?;
         let before = self.claims();
         let gone = self.entries[index].users.remove(position);
         self.relax(&before);

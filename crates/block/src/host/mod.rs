@@ -94,6 +94,17 @@ impl HostFile {
         &self.0.fd
     }
 
+    /// Whether both are the same file of the host.
+    pub(crate) fn is_same_file(&self, other: &Self) -> Result<bool> {
+        let identity = |file: &Self| {
+            let stat = rustix::fs::fstat(&file.0.fd).map_err(|errno| {
+                Error::os(format!("Could not stat '{}'", file.path()), errno.into())
+            })?;
+            Ok::<_, Error>((stat.st_dev, stat.st_ino))
+        };
+        Ok(identity(self)? == identity(other)?)
+    }
+
     /// Whether it is open for reading only.
     pub fn read_only(&self) -> bool {
         self.0.read_only

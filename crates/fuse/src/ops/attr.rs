@@ -91,7 +91,7 @@ async fn truncate(queue: &Queue, size: u64) -> Result<(), i32> {
     if !size.is_multiple_of(u64::from(node.limits().size_alignment)) {
         return Err(libc::EINVAL);
     }
-    let resized = node.resize(size, Resize::Exactly, false).await;
+    let resized = super::resize(queue, size, Resize::Exactly, false).await;
     resized.map_err(|e| disk_error(queue, &e))?;
     shared.attributes.mark_written();
     Ok(())

@@ -133,7 +133,7 @@ async fn fit(queue: &Queue, offset: u64, size: u64) -> Result<u64, i32> {
     }
     if shared.options.growable {
         let grown = end.checked_next_multiple_of(SECTOR).ok_or(libc::EFBIG)?;
-        let resized = node.resize(grown, Resize::AtLeast, false).await;
+        let resized = super::resize(queue, grown, Resize::AtLeast, false).await;
         resized.map_err(|e| disk_error(queue, &e))?;
         return Ok(size);
     }

@@ -5,7 +5,7 @@ mod attr;
 mod data;
 mod space;
 
-use diskfuse_block::Error;
+use diskfuse_block::{Error, Resize};
 
 use crate::abi::{StatfsOut, init};
 use crate::handshake::{self, Offer, Wish};
@@ -114,6 +114,19 @@ fn init(queue: &Queue, slot: &mut SlotBuf, offer: Offer) -> Answer {
             Err(libc::EPROTO)
         }
     }
+}
+
+/// Changes the disk's size, which a growable export may do at any time and others must ask for.
+async fn resize(
+    queue: &Queue,
+    size: u64,
+    how: Resize,
+    preallocate: bool,
+) -> diskfuse_block::Result<()> {
+    let shared = &*queue.shared;
+    let asked = (!shared.options.growable).then(|| shared.right.to_resize());
+    let _right = asked.transpose()?;
+    queue.node().resize(size, how, preallocate).await
 }
 
 fn statfs(queue: &Queue, slot: &mut SlotBuf) -> usize {

@@ -42,8 +42,7 @@ pub(super) async fn fallocate(queue: &Queue, mode: u32, offset: u64, length: u64
 
 async fn grow(queue: &Queue, end: u64, preallocate: bool) -> Result<(), i32> {
     let size = end.checked_next_multiple_of(SECTOR).ok_or(libc::EFBIG)?;
-    let node = queue.node();
-    let grown = node.resize(size, Resize::AtLeast, preallocate).await;
+    let grown = super::resize(queue, size, Resize::AtLeast, preallocate).await;
     grown.map_err(|e| disk_error(queue, &e))
 }
 

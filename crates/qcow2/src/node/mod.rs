@@ -16,6 +16,7 @@ mod layer;
 mod open;
 mod pieces;
 mod read;
+mod reopen;
 mod resize;
 mod resolve;
 mod scratch;
@@ -29,6 +30,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use diskfuse_block::drivers::DetectZeroes;
+use diskfuse_block::graph::ChildRole;
 use diskfuse_block::{
     Access, BlockStatus, Error, Extent, Kind, Limits, LocalFuture, Node, RangeQueue, Resize,
     Result, Zeroes,
@@ -44,11 +46,17 @@ pub use status::{LayerStatus, Layered};
 
 /// An open image.
 pub struct Qcow2Node {
+    image: Arc<OpenImage>,
+    backing: Option<Arc<dyn Node>>,
+}
+
+/// What all nodes of one open image share: everything but the backing node. Only for this crate's use.
+pub struct OpenImage {
     meta: Meta,
     file: Arc<dyn Node>,
     /// Where the data are: the image file, or a file of their own.
     data: Arc<dyn Node>,
-    backing: Option<Arc<dyn Node>>,
+    config: Qcow2Config,
     /// As it was read.
     header: Header,
     geometry: Geometry,
@@ -66,6 +74,13 @@ pub struct Qcow2Node {
     turns: RangeQueue,
     resizing: RangeQueue,
     decompressed: Cache,
+}
+
+impl std::ops::Deref for Qcow2Node {
+    type Target = OpenImage;
+    fn deref(&self) -> &OpenImage {
+        &self.image
+    }
 }
 
 /// What of the configuration is needed while the image is open.
@@ -223,6 +238,10 @@ impl Node for Qcow2Node {
 
     fn block_status(&self, offset: u64, len: u64) -> LocalFuture<'_, Result<BlockStatus>> {
         Box::pin(self.status(offset, len))
+    }
+
+    fn on_children(&self, children: &[(ChildRole, Arc<dyn Node>)]) -> Result<Arc<dyn Node>> {
+        self.above(children)
     }
 
     fn close(&self) -> LocalFuture<'_, Result<()>> {

@@ -4,11 +4,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use diskfuse_block::graph::ChildRole;
 use diskfuse_block::{Error, Kind, Node, RangeQueue, Result};
 
 use super::compressed::Cache;
 use super::config::{Children, Qcow2Config};
-use super::{Options, Qcow2Node};
+use super::{OpenImage, Options, Qcow2Node};
 use crate::check::{Repair, check};
 use crate::format::{Header, features};
 use crate::meta::{ActiveTable, Meta};
@@ -53,7 +54,8 @@ impl Qcow2Node {
         let data = data_file.unwrap_or_else(|| Arc::clone(&file));
         let read_only = meta.read_only() || data.read_only();
         let geometry = header.geometry;
-        Ok(Arc::new(Self {
+        let image = OpenImage {
+            config: config.clone(),
             external: geometry.external_data(),
             raw_data: header.data_file_raw(),
             version: header.version,
@@ -61,7 +63,6 @@ impl Qcow2Node {
             meta,
             file,
             data,
-            backing,
             options: Options::new(config),
             read_only,
             open_for_writing: AtomicBool::new(!read_only),
@@ -70,6 +71,46 @@ impl Qcow2Node {
             decompressed: Cache::new(geometry.cluster_size()),
             geometry,
             header,
+        };
+        Ok(Arc::new(Self {
+            image: Arc::new(image),
+            backing,
+        }))
+    }
+
+    /// The configuration that it was opened with.
+    pub fn config(&self) -> &Qcow2Config {
+        &self.image.config
+    }
+
+    /// The nodes that it stands on.
+    pub fn children(&self) -> Children {
+        Children {
+            file: Arc::clone(&self.file),
+            data_file: self.external.then(|| Arc::clone(&self.data)),
+            backing: self.backing.clone(),
+        }
+    }
+
+    /// The same open image above another backing node, or none. What it keeps of the image file in memory it cannot bring to
+    /// another file.
+    pub(super) fn above(&self, children: &[(ChildRole, Arc<dyn Node>)]) -> Result<Arc<dyn Node>> {
+        let child = |wanted| {
+            let mut of_role = children.iter().filter(|(role, _)| *role == wanted);
+            of_role.next().map(|(_, child)| child)
+        };
+        let is = |wanted, has: &Arc<dyn Node>| child(wanted).is_some_and(|c| Arc::ptr_eq(c, has));
+        let same_data = !self.external || is(ChildRole::Data, &self.data);
+        if !is(ChildRole::File, &self.file) || !same_data {
+            let message = format!(
+                "'{}' is open and cannot be put on another file",
+                self.name()
+            );
+            return Err(Error::new(Kind::Unsupported, message));
+        }
+        Ok(Arc::new(Self {
+            image: Arc::clone(&self.image),
+            backing: child(ChildRole::Backing).cloned(),
         }))
     }
 

@@ -1,0 +1,67 @@
+//! The export's right to use its node. Resizing is claimed only for as long as it takes, unless the export is growable, so that
+//! others who cannot bear it (a backing chain, a job) are in nobody's way meanwhile.
+
+use diskfuse_block::Permissions;
+use diskfuse_block::graph::Attachment;
+use parking_lot::Mutex;
+
+/// See the module.
+#[derive(Default)]
+pub(crate) struct Right(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    attachment: Option<Attachment>,
+    /// Resizes under way.
+    resizing: usize,
+}
+
+impl Right {
+    /// From now on it is there.
+    pub(crate) fn give(&self, attachment: Attachment) {
+        self.0.lock().attachment = Some(attachment);
+    }
+
+    /// The export does not use the node any more.
+    pub(crate) fn take_back(&self) {
+        let attachment = self.0.lock().attachment.take();
+        drop(attachment);
+    }
+
+    /// The node that it is for; empty if it is gone.
+    pub(crate) fn node_name(&self) -> String {
+        let state = self.0.lock();
+        let attachment = state.attachment.as_ref();
+        attachment.map_or_else(String::new, Attachment::node_name)
+    }
+
+    /// The right to resize, until it is dropped. [`Kind::Busy`](diskfuse_block::Kind::Busy) if somebody else cannot bear that. Takes
+    /// the graph's lock.
+    pub(crate) fn to_resize(&self) -> diskfuse_block::Result<Resizing<'_>> {
+        let mut state = self.0.lock();
+        if state.resizing == 0
+            && let Some(attachment) = &state.attachment
+        {
+            attachment.use_for(Permissions::WRITER)?;
+        }
+        state.resizing += 1;
+        Ok(Resizing(self))
+    }
+}
+
+/// See [`Right::to_resize`].
+pub(crate) struct Resizing<'r>(&'r Right);
+
+impl Drop for Resizing<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.0.lock();
+        state.resizing -= 1;
+        if state.resizing == 0
+            && let Some(attachment) = &state.attachment
+            && let Err(error) = attachment.use_for(Permissions::WRITER & !Permissions::RESIZE)
+        {
+            // Less than before meets no conflict.
+            tracing::warn!(%error, "cannot give back the right to resize");
+        }
+    }
+}
