@@ -191,19 +191,24 @@ impl DirtyBitmap {
             let message = "Bitmaps are of different sizes and can't be merged";
             return Err(Error::new(Kind::Invalid, message));
         }
+        self.absorb(other);
+        Ok(())
+    }
+
+    /// Marks here what is dirty in `other`, as far as it is within this disk.
+    pub fn absorb(&self, other: &Self) {
         let mut at = 0;
-        while let Some(area) = other.next_dirty(at, u64::MAX, u64::MAX) {
+        while let Some(area) = other.next_dirty(at, self.size(), u64::MAX) {
             self.mark(area.start, area.end - area.start);
             at = area.end;
         }
-        Ok(())
     }
 
     /// Moves all marks to a bitmap of its own. Only while nobody writes the disk: a mark that comes meanwhile may be in
     /// either.
     pub fn take(&self) -> Result<Self> {
         let taken = Self::new(self.size(), self.granularity())?;
-        taken.merge(self)?;
+        taken.absorb(self);
         self.clear(0, self.size());
         Ok(taken)
     }

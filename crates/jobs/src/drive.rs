@@ -37,7 +37,7 @@ pub(crate) trait Driver: Send {
 pub(crate) async fn drive(job: &Arc<Job>, driver: Box<dyn Driver>) {
     let succeeded = work(job, &*driver).await;
     if !succeeded {
-        job.go(Status::Aborting);
+        job.aborts();
     }
     driver.finish(job, succeeded).await;
     // What it held of its nodes is given back before anybody hears of the end.
@@ -58,7 +58,7 @@ async fn work(job: &Arc<Job>, driver: &dyn Driver) -> bool {
     if let Err(error) = driver.run(job).await {
         return failed(job, &error);
     }
-    if !job.go_unless_cancelled(Status::Waiting) {
+    if !job.waits().await {
         job.transaction.fail(job);
         return false;
     }

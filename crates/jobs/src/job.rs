@@ -381,14 +381,32 @@ impl Job {
         self.state.lock().ending
     }
 
-    /// False, and it stays where it is, if it was cancelled meanwhile.
-    pub(crate) fn go_unless_cancelled(&self, next: Status) -> bool {
-        self.update(|state| {
-            if !state.cancelled {
-                state.go(next);
+    /// Its work is done: resolves when it is not paused any more and waits for its transaction. False, and it stays where it
+    /// is, if it was cancelled meanwhile.
+    pub(crate) async fn waits(&self) -> bool {
+        let look = || {
+            let mut state = self.state.lock();
+            if state.cancelled {
+                return Some(false);
             }
-            !state.cancelled
-        })
+            if state.paused {
+                return None;
+            }
+            state.go(Status::Waiting);
+            self.outbox.post(state.events.drain(..));
+            Some(true)
+        };
+        let waits = self.changed.until(look).await;
+        self.outbox.deliver();
+        waits
+    }
+
+    /// It failed or was cancelled.
+    pub(crate) fn aborts(&self) {
+        self.update(|state| {
+            state.go_on();
+            state.go(Status::Aborting);
+        });
     }
 
     pub(crate) fn go(&self, next: Status) {
@@ -519,6 +537,11 @@ impl Job {
         self.changed.until(look).await
     }
 
+    /// [`Job::until`] for `limit` at most.
+    pub(crate) async fn until_or<T>(&self, limit: Duration, look: impl FnMut() -> Option<T>) {
+        self.changed.until_or(limit, look).await;
+    }
+
     /// Something that the job's own tasks wait for has changed.
     pub(crate) fn notify(&self) {
         self.changed.notify();
@@ -540,10 +563,14 @@ impl Job {
 
     /// What to do about an error of the source or the target. Pauses the job if that is it.
     pub(crate) fn on_error(&self, on: OnError, operation: Operation, error: &Error) -> ErrorAction {
-        let action = on.action(error);
         let id = &self.id;
-        tracing::warn!(id, operation = operation.name(), action = action.name(), %error, "a job met an error");
         self.update(|state| {
+            let mut action = on.action(error);
+            if action == ErrorAction::Stop && Verb::Resume.check(id, state.status).is_err() {
+                // Nobody could make it go on.
+                action = ErrorAction::Report;
+            }
+            tracing::warn!(id, operation = operation.name(), action = action.name(), %error, "a job met an error");
             state.events.push(JobEvent::Error {
                 device: self.id.clone(),
                 operation,
@@ -553,8 +580,8 @@ impl Job {
                 state.paused = true;
                 state.io_status = policy::io_status(error);
             }
-        });
-        action
+            action
+        })
     }
 
     /// Waits a little, after an error that is ignored.

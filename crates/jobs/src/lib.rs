@@ -12,21 +12,32 @@
 //! * A job works (`run`), waits for those of its transaction, makes its result the truth (`prepare`) and puts things in
 //!   order (`finish`).
 
+mod backup;
+mod chain;
+mod commit;
+mod copy;
 mod create;
 mod drive;
 mod event;
 mod job;
+mod mirror;
 mod pace;
 mod policy;
 mod registry;
+mod seat;
 mod signal;
 mod status;
+mod stream;
 mod transaction;
 
+pub use backup::{BackupConfig, BackupSync, BitmapMode, OnCbwError, backup};
+pub use commit::{CommitConfig, commit};
 pub use create::run;
 pub use event::{BlockJobData, BlockJobInfo, ErrorAction, IoStatus, JobEvent, JobInfo, Operation};
 pub use job::{Job, JobConfig};
+pub use mirror::{CopyMode, MirrorConfig, MirrorSync, mirror};
 pub use policy::OnError;
 pub use registry::{Jobs, Start};
 pub use status::{JobType, Status, Verb};
+pub use stream::{StreamBase, StreamConfig, stream};
 pub use transaction::Transaction;

@@ -48,10 +48,11 @@ impl Pace {
         if self.next > now {
             return Some(self.next - now);
         }
-        let seconds = bytes as f64 / self.speed as f64;
+        let nanoseconds = u128::from(bytes) * 1_000_000_000 / u128::from(self.speed);
         // A day is as good as for ever, and cannot overflow.
-        let time = Duration::from_secs_f64(seconds.min(86_400.0));
-        self.next = self.next.max(now) + time;
+        let most = Duration::from_secs(86_400);
+        let time = u64::try_from(nanoseconds).map_or(most, Duration::from_nanos);
+        self.next = self.next.max(now) + time.min(most);
         None
     }
 }

@@ -166,7 +166,7 @@ impl Verb {
             Self::Pause | Self::Resume | Self::SetSpeed => {
                 matches!(status, Created | Running | Paused | Ready | Standby)
             }
-            Self::Complete => status == Ready,
+            Self::Complete => matches!(status, Ready | Standby),
             Self::Finalize => status == Pending,
             Self::Dismiss => status == Concluded,
         }
