@@ -12,6 +12,7 @@ use std::process::ExitCode;
 use clap::{ArgAction, CommandFactory, Parser};
 
 use crate::cli::{Cli, Command};
+use crate::qsd::suggest;
 use crate::{mount, output};
 
 /// Names under which mount(8) calls us.
@@ -227,13 +228,12 @@ fn known() -> Vec<(String, bool)> {
 fn unknown(key: &str, known: &[(String, bool)]) -> String {
     let names = known.iter().map(|(name, _)| name.replace('-', "_"));
     let names: Vec<String> = names.chain(["rw".into(), "ro".into()]).collect();
-    let near = |name: &&String| strsim::jaro_winkler(key, name) > 0.8;
-    let hint = match names.iter().find(near) {
-        Some(name) => format!("did you mean '{name}'?"),
-        None => format!("known are {}", names.join(", ")),
+    let hint = match suggest::hint(key, names.iter().map(String::as_str)) {
+        none if none.is_empty() => format!("; known are {}", names.join(", ")),
+        hint => hint,
     };
     let key = key.escape_debug();
-    format!("option '{key}' is not known; {hint}")
+    format!("option '{key}' is not known{hint}")
 }
 
 #[cfg(test)]

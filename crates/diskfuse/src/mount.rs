@@ -159,7 +159,7 @@ fn start_export(daemon: &mut Daemon, node: String, arguments: &MountArgs) -> Res
     let export = NewExport {
         options,
         node,
-        mailboxes: Vec::new(),
+        iothreads: Vec::new(),
         own_threads,
         made,
         idle_timeout: arguments
