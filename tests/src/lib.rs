@@ -18,6 +18,7 @@ pub mod process;
 mod qmp;
 mod raw_io;
 mod tool;
+mod user;
 
 pub use bed::{Bed, EventLoop, Ground, Transport, enable_uring, everywhere, on_each, once};
 pub use binary::diskfuse;
@@ -28,6 +29,7 @@ pub use load::{Fio, Writers, fio_report};
 pub use qmp::Qmp;
 pub use raw_io::{Aligned, pattern};
 pub use tool::{Output, Running, Tool};
+pub use user::{User, elsewhere};
 
 use std::time::{Duration, Instant};
 

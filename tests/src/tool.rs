@@ -34,6 +34,10 @@ const PACKAGES: &[(&str, &str)] = &[
     ("umount", "mount"),
     ("setpriv", "util-linux"),
     ("prlimit", "util-linux"),
+    ("unshare", "util-linux"),
+    ("fusermount3", "fuse3"),
+    ("useradd", "passwd"),
+    ("userdel", "passwd"),
     ("taskset", "util-linux"),
 ];
 
