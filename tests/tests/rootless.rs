@@ -118,7 +118,14 @@ fn what_a_killed_daemon_left_is_taken_away_by_the_next_command() {
         for command in ["mount", "umount m", "umount i"] {
             let daemon = mount(bed, &user, &["-w"]);
             Tool::new("kill").args(["-KILL", &daemon.to_string()]).run();
-            gone(daemon);
+            // The kernel notices a moment after the process is gone.
+            let dead = || {
+                user.run(["stat", "m"])
+                    .output()
+                    .stderr
+                    .contains("not connected")
+            };
+            wait_until("the mount is dead", SOON, dead);
             match command.split_once(' ') {
                 Some((command, what)) => drop(user.tool([command, what]).run()),
                 None => {

@@ -32,7 +32,8 @@ pub fn run(arguments: &UmountArgs) -> Result<ExitCode> {
     if !done && arguments.force {
         done = cut_off(&path)?;
     }
-    if !done || arguments.all {
+    // A look at the file of a daemon that is stopped may take until that goes on, whatever signals we get meanwhile.
+    if (!done || arguments.all) && found.silent.is_empty() {
         done |= heal(&path)?;
     }
     match done {
@@ -177,6 +178,9 @@ fn nothing_there(typed: &Path, path: &Path, found: &Daemons) -> Error {
     };
     for sentence in &found.silent {
         message = format!("{message}\n{sentence}");
+    }
+    if !found.silent.is_empty() {
+        message.push_str("\n--force cuts the file off from a daemon that does not answer");
     }
     Error::Refused(message)
 }
