@@ -151,7 +151,14 @@ pub fn elsewhere<A: AsRef<OsStr>>(
 ) -> Tool {
     let own = bed.path("own");
     std::fs::create_dir_all(&own).expect("our own folder");
-    let script = format!("mount -t tmpfs own own\n{script}");
+    // Copies of other tests' mounts would keep those in use.
+    let script = format!(
+        "while read -r _ there kind _; do
+            if [ $kind = fuse.diskfuse ]; then umount -l \"$there\" || true; fi
+        done </proc/self/mounts
+        mount -t tmpfs own own
+        {script}"
+    );
     let tool = Tool::new("unshare").args(["--mount", "--propagation", "private"]);
     let tool = tool.args(["sh", "-eu", "-c", &script, "sh"]);
     tool.args(arguments).current_dir(bed.root())

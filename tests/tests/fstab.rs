@@ -51,7 +51,7 @@ END
             head -c 4096 /dev/zero | dd of=m conv=notrunc,fsync status=none
             cmp i m
             mount -a -T tab
-            grep -c fuse.diskfuse /proc/self/mounts
+            grep -c $1/own/m.fuse.diskfuse /proc/self/mounts
             mount -T tab n
             cmp j n
             if dd if=/dev/zero of=n count=1 conv=notrunc; then exit 9; fi

@@ -130,6 +130,7 @@ fn let_in(bed: &Bed, user: &User, options: &str, checks: &str) -> Output {
         {words} {program} mount {options} i m
         trap '{words} {program} umount m' EXIT
         by() {{ who=$1; shift; setpriv --reuid $who --regid $who --clear-groups -- \"$@\"; }}
+        not() {{ if \"$@\"; then exit 9; fi; }}
         cmp i m
         by {id} cmp i m
         {checks}"
@@ -149,12 +150,12 @@ fn a_user_lets_others_in_where_the_machine_allows_it() {
             bed,
             &user,
             "--allow-other --mode 440 --gid 4711",
-            "by 4711 cmp i m; ! by 4712 cat m",
+            "by 4711 cmp i m; not by 4712 cat m",
         );
         // The owner may go further, and take it back.
         let id = user.id;
         let checks = format!(
-            "! by 4711 cat m; by {id} chmod 444 m; by 4711 cmp i m; by {id} chmod 400 m; ! by 4711 cat m"
+            "not by 4711 cat m; by {id} chmod 444 m; by 4711 cmp i m; by {id} chmod 400 m; not by 4711 cat m"
         );
         let_in(bed, &user, "-w --allow-other", &checks);
     });
@@ -166,7 +167,7 @@ fn a_user_lets_root_in_and_nobody_else() {
         let user = User::new(bed);
         user.image("i", SIZE);
         let id = user.id;
-        let checks = format!("! by 4711 cat m; ! by {id} chmod 444 m; ! by 4711 cat m");
+        let checks = format!("not by 4711 cat m; not by {id} chmod 444 m; not by 4711 cat m");
         let output = let_in(bed, &user, "-w --allow-root", &checks);
         assert_eq!(
             output.stderr.matches("Permission denied").count(),

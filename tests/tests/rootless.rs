@@ -176,7 +176,7 @@ fn without_the_control_files_requests_come_through_the_device() {
         let program = user.program().to_str().unwrap().to_owned();
         let inner = format!(
             "cd; {program} mount --log info i m && {program} list --json && {program} umount m
-             ! {program} mount --transport uring i m"
+             if {program} mount --transport uring i m; then exit 9; fi"
         );
         let command = there.into_iter().chain(["sh".into(), "-ec".into(), inner]);
         let output = elsewhere(bed, script, command).run();
@@ -320,19 +320,20 @@ fn in_a_namespace_of_his_own_a_user_needs_no_fusermount3() {
         let program = user.program().display();
         let how = bed.ground.words().join(" ");
         let script = format!(
-            "{program} mount -w {how} i m
+            "not() {{ if \"$@\"; then exit 9; fi; }}
+             {program} mount -w {how} i m
              {program} list --json
              dd if=/dev/zero of=m bs=4k count=1 conv=notrunc,fsync status=none
              {program} mount --allow-other --uid 0 --mode 444 {how} copy shown
              cmp copy shown
              {program} umount copy
              {program} umount m
-             ! grep fuse.diskfuse /proc/self/mounts
+             not grep $PWD/m.fuse.diskfuse /proc/self/mounts
              {program} mount --idle-timeout 1 {how} i m
              kill -KILL $({program} list --json | grep pid | tr -dc 0-9)
              while cat m >own 2>&1; do sleep 0.01; done
              {program} umount m
-             ! grep fuse.diskfuse /proc/self/mounts"
+             not grep $PWD/m.fuse.diskfuse /proc/self/mounts"
         );
         std::fs::copy(&image, user.path("copy")).unwrap();
         user.give(&user.path("copy"));
