@@ -54,7 +54,8 @@ mod tests {
         assert!(watchdog.beat(mailboxes.iter()), "nobody was asked before");
         comes_true(|| watchdog.beat(mailboxes.iter()));
         let (free, stuck) = std::sync::mpsc::channel::<()>();
-        let stay = move || drop(stuck.recv());
+        // It ends when the other half is dropped.
+        let stay = move || assert!(stuck.recv().is_err());
         mailboxes[1].post(stay).unwrap();
         comes_true(|| !watchdog.beat(mailboxes.iter()));
         std::thread::sleep(Duration::from_millis(20));
