@@ -395,9 +395,9 @@ fn failing(errors: &[InjectError]) -> BlkdebugConfig {
     }
 }
 
-fn os<T: std::fmt::Debug>(result: diskfuse_block::Result<T>) -> i32 {
+fn injected<T: std::fmt::Debug>(result: diskfuse_block::Result<T>) -> i32 {
     match result.unwrap_err().kind() {
-        Kind::Os(errno) => errno,
+        Kind::Injected(errno) => errno,
         other => panic!("{other:?}"),
     }
 }
@@ -409,11 +409,11 @@ fn every_request_fails_if_that_is_the_rule_and_closing_does_not() {
         let path = image(&dir, "i", &[1; 8192]);
         let node = open_blkdebug(open(&path), failing(&[error(Event::None)]));
         run(choice, async {
-            assert_eq!(os(read(&*node, 0, 4096).await), 5);
-            assert_eq!(os(write(&*node, 0, &[2; 4096]).await), 5);
-            assert_eq!(os(node.write_zeroes(0, 512, Zeroes::Keep).await), 5);
-            assert_eq!(os(node.discard(0, 512).await), 5);
-            assert_eq!(os(node.flush().await), 5);
+            assert_eq!(injected(read(&*node, 0, 4096).await), 5);
+            assert_eq!(injected(write(&*node, 0, &[2; 4096]).await), 5);
+            assert_eq!(injected(node.write_zeroes(0, 512, Zeroes::Keep).await), 5);
+            assert_eq!(injected(node.discard(0, 512).await), 5);
+            assert_eq!(injected(node.flush().await), 5);
             node.block_status(0, 512).await.unwrap();
             node.close().await.unwrap();
         });
@@ -439,7 +439,7 @@ fn a_rule_for_one_kind_of_request_leaves_the_others_in_place() {
     }
     run(Choice::Auto, async {
         write(&*node, 0, &[2; 512]).await.unwrap();
-        assert_eq!(os(node.flush().await), 28);
+        assert_eq!(injected(node.flush().await), 28);
         node.discard(0, 512).await.unwrap();
     });
 }
@@ -461,7 +461,7 @@ fn an_error_comes_where_when_and_as_often_as_was_said() {
         run(choice, async {
             assert!(read(&*node, 0, 8192).await.unwrap() == data[..8192]);
             let start = Instant::now();
-            assert_eq!(os(read(&*node, 4096, 8192).await), 61);
+            assert_eq!(injected(read(&*node, 4096, 8192).await), 61);
             assert!(start.elapsed() >= Duration::from_millis(30));
             assert!(read(&*node, 4096, 8192).await.unwrap() == data[4096..12_288]);
         });
@@ -499,7 +499,7 @@ fn states_pick_the_second_write_after_a_flush() {
             write(&*node, 0, &[3; 512]).await.unwrap();
             node.flush().await.unwrap();
             write(&*node, 0, &[4; 512]).await.unwrap();
-            assert_eq!(os(write(&*node, 0, &[5; 512]).await), 5);
+            assert_eq!(injected(write(&*node, 0, &[5; 512]).await), 5);
             assert_eq!(read(&*node, 0, 512).await.unwrap(), [4; 512]);
             // The rules go along to another child.
             let other = open(&image(&dir, "other", &[9; 4096]));
