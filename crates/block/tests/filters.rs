@@ -9,7 +9,7 @@ use std::sync::{Arc, Weak};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use common::{BACKENDS, directory, image, open, pattern, read, run, threads, wait, write};
+use common::{BACKENDS, LIMIT, directory, image, open, pattern, read, run, threads, wait, write};
 use diskfuse_block::drivers::{
     BlkdebugConfig, Event, InjectError, IoType, NullConfig, Rate, Rates, RawConfig, SetState,
     ThrottleGroup, ThrottleLimits, ThrottleNode, open_blkdebug, open_null, open_raw, open_throttle,
@@ -74,22 +74,47 @@ fn load(
     })
 }
 
-/// Lets the loads run, then stops them and lets go what still waits.
-fn stop_after(time: Duration, stop: &AtomicBool, nodes: &[&Arc<ThrottleNode>]) {
+/// Lets the loads run, then stops them and lets go what still waits. Returns how long they ran.
+fn stop_after(time: Duration, stop: &AtomicBool, nodes: &[&Arc<ThrottleNode>]) -> Duration {
+    let start = Instant::now();
     std::thread::sleep(time);
     stop.store(true, Ordering::Relaxed);
+    let ran = start.elapsed();
     for node in nodes {
         drop(node.let_go());
     }
+    ran
 }
 
-#[track_caller]
-fn near(what: &str, count: u64, expected: u64) {
-    let (low, high) = (expected * 87 / 100, expected * 113 / 100);
-    assert!(
-        (low..=high).contains(&count),
-        "{what}: {count}, not {expected}"
-    );
+/// Operations a second in these tests: few enough for a machine that is busy with other tests.
+const RATE: u64 = 500;
+
+/// Whether `count` operations are what the rate allows in this time, beside what may come at once.
+fn is_the_rate(count: u64, depth: usize, ran: Duration) -> bool {
+    let at_once = RATE / 10 + depth as u64;
+    let expected = RATE * u64::try_from(ran.as_millis()).unwrap() / 1000;
+    let count = count.saturating_sub(at_once);
+    eprintln!("{count} of {expected} in {ran:?}");
+    (expected * 87 / 100..=expected * 113 / 100).contains(&count)
+}
+
+/// Other tests run beside this one and may keep it from the CPU: one of three tries must do.
+fn in_three_tries(passes: impl Fn() -> bool) {
+    assert!((0..3).any(|_| passes()), "see the figures above");
+}
+
+/// Fails if the future is not done long after it should be.
+async fn soon<F: Future>(future: F) -> F::Output {
+    let mut future = Box::pin(future);
+    let mut limit = Box::pin(sleep(Duration::from_secs(10)));
+    std::future::poll_fn(|cx| match future.as_mut().poll(cx) {
+        Poll::Pending => {
+            assert!(limit.as_mut().poll(cx).is_pending(), "it waits for ever");
+            Poll::Pending
+        }
+        ready => ready,
+    })
+    .await
 }
 
 #[test]
@@ -167,14 +192,15 @@ fn what_is_held_back_arrives_as_it_is() {
 #[test]
 fn the_rate_of_operations_and_of_bytes_holds() {
     for choice in BACKENDS {
-        for limits in [operations(2000), bytes(2000 * 4096)] {
-            let node = open_throttle(null(), &ThrottleGroup::new(limits), false);
-            let stop = Arc::new(AtomicBool::new(false));
-            let thread = threads(choice, 1);
-            let done = load(&thread[0], &node, &stop, 16);
-            stop_after(Duration::from_millis(1500), &stop, &[&node]);
-            // A tenth of a second's work comes at once, and what waited at the end passes.
-            near("reads", wait(done) - 200 - 16, 3000);
+        for limits in [operations(RATE), bytes(RATE * 4096)] {
+            in_three_tries(|| {
+                let node = open_throttle(null(), &ThrottleGroup::new(limits), false);
+                let stop = Arc::new(AtomicBool::new(false));
+                let thread = threads(choice, 1);
+                let done = load(&thread[0], &node, &stop, 16);
+                let ran = stop_after(Duration::from_millis(1200), &stop, &[&node]);
+                is_the_rate(wait(done), 16, ran)
+            });
         }
     }
 }
@@ -182,23 +208,22 @@ fn the_rate_of_operations_and_of_bytes_holds() {
 #[test]
 fn two_nodes_on_two_threads_share_a_group_whatever_their_depth() {
     for choice in BACKENDS {
-        let group = ThrottleGroup::new(operations(2000));
-        let (a, b) = (
-            open_throttle(null(), &group, false),
-            open_throttle(null(), &group, false),
-        );
-        let stop = Arc::new(AtomicBool::new(false));
-        let threads = threads(choice, 2);
-        let deep = load(&threads[0], &a, &stop, 32);
-        let shallow = load(&threads[1], &b, &stop, 4);
-        stop_after(Duration::from_millis(1500), &stop, &[&a, &b]);
-        let (deep, shallow) = (wait(deep), wait(shallow));
-        near("both", deep + shallow - 200 - 36, 3000);
-        near(
-            "the shallow one's share",
-            shallow,
-            u64::midpoint(deep, shallow),
-        );
+        in_three_tries(|| {
+            let group = ThrottleGroup::new(operations(RATE));
+            let (a, b) = (
+                open_throttle(null(), &group, false),
+                open_throttle(null(), &group, false),
+            );
+            let stop = Arc::new(AtomicBool::new(false));
+            let threads = threads(choice, 2);
+            let deep = load(&threads[0], &a, &stop, 32);
+            let shallow = load(&threads[1], &b, &stop, 4);
+            let ran = stop_after(Duration::from_millis(1200), &stop, &[&a, &b]);
+            let (deep, shallow) = (wait(deep), wait(shallow));
+            eprintln!("{deep} and {shallow}");
+            // What comes at once, and what is let go at the end, is the deep one's for the most part.
+            is_the_rate(deep + shallow, 36, ran) && shallow * 100 >= (deep + shallow) * 40
+        });
     }
 }
 
@@ -222,12 +247,14 @@ fn a_burst_is_let_through_and_then_the_average_holds() {
         for _ in 0..1000 {
             read(&*node, 0, 512).await.unwrap();
         }
-        assert!(start.elapsed() < Duration::from_millis(500));
+        // At the average it would be ten seconds.
+        assert!(start.elapsed() < Duration::from_secs(5));
+        let start = Instant::now();
         for _ in 0..100 {
             read(&*node, 0, 512).await.unwrap();
         }
         let time = start.elapsed();
-        assert!(time > Duration::from_millis(900), "{time:?}");
+        assert!(time > Duration::from_millis(500), "{time:?}");
     });
 }
 
@@ -240,10 +267,13 @@ fn limits_change_while_requests_wait() {
         let thread = threads(choice, 1);
         let done = load(&thread[0], &node, &stop, 8);
         std::thread::sleep(Duration::from_millis(200));
-        group.set_limits(operations(2000));
-        assert_eq!(group.limits(), operations(2000));
-        stop_after(Duration::from_secs(1), &stop, &[&node]);
-        near("reads", wait(done) - 200 - 8, 2000);
+        group.set_limits(operations(RATE));
+        assert_eq!(group.limits(), operations(RATE));
+        let ran = stop_after(Duration::from_secs(1), &stop, &[&node]);
+        // The most that the limit allows; how near one comes to it is shown above.
+        let done = wait(done);
+        let most = RATE / 10 + 16 + RATE * u64::try_from(ran.as_millis()).unwrap() * 113 / 100_000;
+        assert!((RATE / 2..=most).contains(&done), "{done}, {most} at most");
         // And to none.
         group.set_limits(operations(1));
         let (stop, start) = (Arc::new(AtomicBool::new(false)), Instant::now());
@@ -252,7 +282,7 @@ fn limits_change_while_requests_wait() {
         stop.store(true, Ordering::Relaxed);
         group.set_limits(ThrottleLimits::default());
         assert!(wait(done) >= 8);
-        assert!(start.elapsed() < Duration::from_secs(2));
+        assert!(start.elapsed() < LIMIT);
     }
 }
 
@@ -306,7 +336,7 @@ fn a_drain_waits_for_no_limit_above_or_below() {
                 assert!(hook.0.load(Ordering::SeqCst) >= 6, "{drained}");
                 let start = Instant::now();
                 let drain = graph.drain(drained).await.unwrap();
-                assert!(start.elapsed() < Duration::from_millis(500), "{drained}");
+                assert!(start.elapsed() < Duration::from_secs(3), "{drained}");
                 for reader in readers {
                     reader.await;
                 }
@@ -348,7 +378,8 @@ fn a_node_on_another_child_keeps_its_place_in_the_group() {
             read(&*moved, 0, 512).await.unwrap();
         }
         drop(kept);
-        assert!(start.elapsed() < Duration::from_secs(1));
+        // At the limit it would be ten seconds.
+        assert!(start.elapsed() < Duration::from_secs(5));
         assert!(is_held_back(&*moved).await);
         let none = moved.on_children(&[]).map(drop).unwrap_err();
         assert_eq!(none.kind(), Kind::Unsupported);
@@ -367,12 +398,10 @@ fn nodes_that_go_leave_the_others_alone() {
             read(&*a, 0, 512).await.unwrap();
         }
         // One that waits first gives up; the other one must not wait for it.
-        let start = Instant::now();
         assert!(is_held_back(&*a).await);
-        read(&*b, 0, 512).await.unwrap();
+        soon(read(&*b, 0, 512)).await.unwrap();
         drop(a);
-        read(&*b, 0, 512).await.unwrap();
-        assert!(start.elapsed() < Duration::from_millis(600));
+        soon(read(&*b, 0, 512)).await.unwrap();
     });
 }
 
