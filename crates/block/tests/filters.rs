@@ -112,7 +112,7 @@ async fn soon<F: Future>(future: F) -> F::Output {
             assert!(limit.as_mut().poll(cx).is_pending(), "it waits for ever");
             Poll::Pending
         }
-        ready => ready,
+        ready @ Poll::Ready(_) => ready,
     })
     .await
 }
