@@ -101,7 +101,8 @@ impl Qmp {
     /// Gives a command and returns its whole answer.
     #[track_caller]
     pub fn ask(&mut self, command: &str, arguments: Value) -> Value {
-        let request = json!({"execute": command, "arguments": arguments});
+        let mut request = json!({"execute": command});
+        request["arguments"] = arguments;
         self.send(request.to_string() + "\n");
         self.answer()
     }
