@@ -10,6 +10,10 @@ use parking_lot::Mutex;
 use rustix::fs::OFlags;
 
 /// What paths of sets begin with.
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "for drivers that open /dev/fdset/N")
+)]
 const FOLDER: &str = "/dev/fdset/";
 
 /// Sets of descriptors of the same file, opened in different ways. Clones are the same sets.
@@ -26,6 +30,10 @@ impl FdSets {
     /// that was opened for it. `None`: no such set, or none that fits.
     ///
     /// It shares its offset and its locks with the one in the set, as every duplicate does.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "for drivers that open /dev/fdset/N")
+    )]
     pub fn open(&self, set: i64, access: OFlags) -> Option<OwnedFd> {
         let sets = self.0.lock();
         let fits = |member: &&Member| {
@@ -37,6 +45,10 @@ impl FdSets {
     }
 
     /// The number of the set that a path names, if it names one.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "for drivers that open /dev/fdset/N")
+    )]
     pub fn number(path: &str) -> Option<i64> {
         path.strip_prefix(FOLDER)?.parse().ok()
     }
