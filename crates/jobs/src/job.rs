@@ -592,6 +592,8 @@ impl Job {
             if action == ErrorAction::Stop {
                 state.paused = true;
                 state.io_status = policy::io_status(error);
+                // The guest may have met it, with nothing of the job's own in flight.
+                state.rest();
             }
             action
         })
