@@ -15,6 +15,7 @@ mod listing;
 mod load;
 pub mod mounts;
 pub mod process;
+mod qmp;
 mod raw_io;
 mod tool;
 
@@ -24,6 +25,7 @@ pub use daemon::{Daemon, Ended};
 pub use disks::{LoopDevice, SmallFs};
 pub use listing::{Listed, await_listed, listed};
 pub use load::{Fio, Writers, fio_report};
+pub use qmp::Qmp;
 pub use raw_io::{Aligned, pattern};
 pub use tool::{Output, Running, Tool};
 

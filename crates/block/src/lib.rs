@@ -1,5 +1,6 @@
 //! What a disk is: the [`Node`] contract (*resolve, then move*), the named [`graph`] with permissions and drain, image
-//! locks that QEMU understands, and the drivers `null`, `file`, `host_device` and `raw`.
+//! locks that QEMU understands, the drivers `null`, `file`, `host_device` and `raw`, and the filters `throttle` and
+//! `blkdebug`.
 //!
 //! What this crate does *not* do: it knows nothing of FUSE, sockets or command lines, and it starts no threads. I/O
 //! runs on the ring ([`diskfuse_ring`]) of the thread that asks for it.
@@ -30,8 +31,8 @@ pub use hold::{Grace, Hold, Holds, LANES, lane};
 pub use host::{Aio, Alignment, HostFile};
 pub use lock::Locking;
 pub use node::{
-    Access, Allocation, BackingName, BlockStatus, Extent, Limits, LocalFuture, Node, Resize, Wrap,
-    Zeroes, downcast,
+    Access, Allocation, BackingName, BlockStatus, Extent, LetGo, Limits, LocalFuture, Node, Resize,
+    Wrap, Zeroes, downcast,
 };
 pub use permissions::Permissions;
 pub use range_queue::{RangeQueue, Turn};

@@ -17,6 +17,9 @@ use crate::permissions::Permissions;
 /// A future that stays on its thread.
 pub type LocalFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
 
+/// As long as it is kept, a node holds nothing back: see [`Node::let_go`].
+pub type LetGo = Box<dyn Any + Send + Sync>;
+
 /// What is about to be done with a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
@@ -191,6 +194,13 @@ pub trait Node: Any + Send + Sync {
     /// node that is dropped without it, as in a crash, has lost nothing that was flushed.
     fn close(&self) -> LocalFuture<'_, Result<()>> {
         self.flush()
+    }
+
+    /// For a node that holds requests back of its own accord, for example to keep to a rate: it lets those go that it holds
+    /// back, and holds back no others until what it returns is dropped. The graph calls it, as somebody waits for the end of
+    /// what is in flight. From any thread; must not block.
+    fn let_go(&self) -> Option<LetGo> {
+        None
     }
 
     /// The same disk on other children, which are given in the order of the graph's edges: it shares everything else with

@@ -47,6 +47,18 @@ OutHeader {
     unique: u64,
 });
 
+/// In `error` of a header without `unique`: the kernel is told to forget an inode's attributes
+/// (`FUSE_NOTIFY_INVAL_INODE`).
+pub const NOTIFY_INVAL_INODE: i32 = 2;
+
+wire!(/// `struct fuse_notify_inval_inode_out`
+NotifyInvalInodeOut {
+    ino: u64,
+    /// Where cached data is to be forgotten; negative: nowhere.
+    off: i64,
+    len: i64,
+});
+
 wire!(/// `struct fuse_init_in`
 InitIn {
     major: u32,
@@ -328,6 +340,7 @@ mod tests {
         // From a C program that printed sizeof() of each struct.
         assert_eq!(size_of::<InHeader>(), 40);
         assert_eq!(size_of::<OutHeader>(), 16);
+        assert_eq!(size_of::<NotifyInvalInodeOut>(), 24);
         assert_eq!(size_of::<InitIn>(), 64);
         assert_eq!(size_of::<InitOut>(), 64);
         assert_eq!(size_of::<Attr>(), 88);

@@ -121,6 +121,7 @@ impl Export {
         self.shared.end(End::Stopped);
         // Whoever comes second finds nothing to give back, and must not return before the first has done it.
         let mut held = self.held.lock();
+        let let_go = self.shared.right.let_go();
         while !self.shared.wait_for_end(PATIENCE) {
             let left = self.shared.stats().in_flight;
             tracing::warn!(
@@ -129,6 +130,7 @@ impl Export {
                 "still waiting for the disk"
             );
         }
+        drop(let_go);
         let Some(Held { mut mount, device }) = held.take() else {
             return Ok(());
         };
@@ -168,6 +170,18 @@ impl Export {
     /// Whether the file can be written.
     pub fn writable(&self) -> bool {
         self.shared.options.writable
+    }
+
+    /// The disk has another size, and not by this export's doing: the kernel asks for it again. Any thread may call it.
+    pub fn size_changed(&self) {
+        // One that is being stopped has nobody to tell.
+        if let Some(held) = self.held.try_lock()
+            && let Some(held) = &*held
+            && let Err(error) = device::forget_attributes(&held.device)
+        {
+            // ENOENT: nobody has looked at the file so far.
+            tracing::debug!(export = self.id(), %error, "the kernel did not forget the size");
+        }
     }
 
     /// What it has done.

@@ -240,17 +240,59 @@ async fn make_qcow2(
         compression: options.compression,
         mapped: preallocation != Preallocation::Off,
     };
-    let node = file.node();
-    let data = create::create(&**node, &wanted).await?;
     if let Some(data) = data_file {
         data.node().flush().await?;
     }
-    if node.size() < data.end {
+    fill_qcow2(&**file.node(), &wanted, preallocation).await
+}
+
+/// Makes the image in a file that is empty, or a device.
+async fn fill_qcow2(
+    file: &dyn Node,
+    wanted: &CreateOptions,
+    preallocation: Preallocation,
+) -> Result<()> {
+    let data = create::create(file, wanted).await?;
+    if file.size() < data.end {
         let preallocate = preallocation.of_space() != Preallocation::Off;
-        node.resize(data.end, Resize::AtLeast, preallocate).await?;
+        file.resize(data.end, Resize::AtLeast, preallocate).await?;
     }
     match preallocation {
-        Preallocation::Full => resize::write_zeroes(&**node, data.start, data.end).await,
+        Preallocation::Full => resize::write_zeroes(file, data.start, data.end).await,
         _ => Ok(()),
     }
+}
+
+/// Makes a plain file of `size` bytes, or empties one that is there and makes it so large. Runs on a ring.
+///
+/// # Errors
+/// [`Kind::Busy`] if another process uses the file; those of the host. A file that was not there before is gone then.
+pub async fn raw_file(path: &Path, size: u64, preallocation: Preallocation) -> Result<()> {
+    preallocation.check(Format::Raw)?;
+    let mut made = Vec::new();
+    let file = empty_file(path, true, &mut made).await?;
+    make_raw(&file, size, preallocation).await?;
+    file.node().flush().await?;
+    Created { size, made }.keep();
+    Ok(())
+}
+
+/// Makes a qcow2 image in an open node, whose contents are lost. `options.mapped` follows from `preallocation`. Runs on a ring.
+///
+/// # Errors
+/// [`Kind::Invalid`] for options that do not go together; those of the node.
+pub async fn qcow2_on(
+    file: &dyn Node,
+    options: &CreateOptions,
+    preallocation: Preallocation,
+) -> Result<()> {
+    let wanted = CreateOptions {
+        mapped: preallocation != Preallocation::Off,
+        ..options.clone()
+    };
+    if file.driver() != "host_device" {
+        file.resize(0, Resize::Exactly, false).await?;
+    }
+    fill_qcow2(file, &wanted, preallocation).await?;
+    file.flush().await
 }

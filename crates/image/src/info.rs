@@ -3,8 +3,9 @@
 
 use std::path::Path;
 
-use diskfuse_block::{Node, Result, SECTOR};
+use diskfuse_block::{Node, Result, SECTOR, downcast};
 use diskfuse_qcow2::format::{Compression, Encryption, Header};
+use diskfuse_qcow2::node::Qcow2Node;
 use diskfuse_qcow2::snapshots::SnapshotInfo;
 use serde::Serialize;
 
@@ -206,7 +207,40 @@ async fn of_layer(layer: &Layer) -> Result<ImageInfo> {
     };
     match &layer.header {
         None => Ok(base),
-        Some(header) => of_qcow2(layer, header, base).await,
+        Some(header) => of_qcow2(&*layer.file, &layer.filename, header, base).await,
+    }
+}
+
+/// What is to be said about a node that is open, in the same words.
+///
+/// # Errors
+/// Those of reading what is not kept in memory: the table of snapshots and the bitmaps' directory of a qcow2 image.
+pub async fn of_node(node: &dyn Node) -> Result<ImageInfo> {
+    let filename = node.filename().unwrap_or_default();
+    let base = ImageInfo {
+        children: Vec::new(),
+        backing_filename_format: None,
+        snapshots: Vec::new(),
+        virtual_size: node.size(),
+        filename: match filename.is_empty() {
+            true => format!("{}://", node.driver()),
+            false => filename.clone(),
+        },
+        cluster_size: None,
+        format: node.driver().to_owned(),
+        actual_size: node.allocated(),
+        encrypted: None,
+        format_specific: None,
+        full_backing_filename: None,
+        backing_filename: None,
+        dirty_flag: false,
+    };
+    match downcast::<Qcow2Node>(node) {
+        None => Ok(base),
+        Some(image) => {
+            let (file, header) = (image.children().file, image.header());
+            of_qcow2(&*file, Path::new(&filename), &header, base).await
+        }
     }
 }
 
@@ -233,9 +267,14 @@ fn of_file(layer: &Layer) -> ImageInfo {
     }
 }
 
-async fn of_qcow2(layer: &Layer, header: &Header, base: ImageInfo) -> Result<ImageInfo> {
-    let snapshots = diskfuse_qcow2::snapshots::list(&*layer.file).await?;
-    let bitmaps = bitmaps::list(&*layer.file, header).await?;
+async fn of_qcow2(
+    file: &dyn Node,
+    filename: &Path,
+    header: &Header,
+    base: ImageInfo,
+) -> Result<ImageInfo> {
+    let snapshots = diskfuse_qcow2::snapshots::list(file).await?;
+    let bitmaps = bitmaps::list(file, header).await?;
     let is_v3 = header.version >= 3;
     let encryption = match header.encryption {
         Encryption::None => None,
@@ -270,7 +309,7 @@ async fn of_qcow2(layer: &Layer, header: &Header, base: ImageInfo) -> Result<Ima
         cluster_size: Some(header.geometry.cluster_size()),
         encrypted: encryption.map(|_| true),
         format_specific: Some(Specific::Qcow2(specific)),
-        full_backing_filename: backing.map(|b| name::full_name(&layer.filename, &b.name)),
+        full_backing_filename: backing.map(|b| name::full_name(filename, &b.name)),
         backing_filename: backing.map(|b| b.name.clone()),
         dirty_flag: header.is_dirty(),
         ..base

@@ -79,6 +79,15 @@ pub enum Error {
         /// Where, in bytes from the start of the text.
         offset: usize,
     },
+    /// A byte that no message of the monitor can have there.
+    #[error("JSON parse error, stray '{shown}'")]
+    JsonStray {
+        /// The byte, so that a terminal can take it.
+        shown: String,
+    },
+    /// A message of the monitor of more than [`crate::qmp::splitter::MAX_MESSAGE`] bytes.
+    #[error("JSON token size limit exceeded")]
+    MessageTooLong,
     /// JSON nested deeper than [`crate::json::MAX_DEPTH`].
     #[error("JSON nesting depth limit exceeded")]
     JsonDepth,
@@ -159,6 +168,47 @@ pub enum Error {
     /// Sizes or times of a cache that contradict each other or cannot be, as a whole sentence.
     #[error("{0}")]
     Caches(&'static str),
+    /// Properties of an object, or rules, that contradict each other or cannot be, as a whole sentence.
+    #[error("{0}")]
+    Object(&'static str),
+    /// The length of a burst that is negative or does not fit 32 bits.
+    #[error("{name} value must be in the range [0, {}]", u32::MAX)]
+    LengthRange {
+        /// The property.
+        name: &'static str,
+    },
+    /// A property that the object does not have.
+    #[error("Property '{kind}.{}' not found", Plain(name))]
+    NoProperty {
+        /// The object's type.
+        kind: &'static str,
+        /// The property.
+        name: String,
+    },
+    /// A property that cannot be changed.
+    #[error("Property '{kind}.{}' is not writable", Plain(name))]
+    FixedProperty {
+        /// The object's type.
+        kind: &'static str,
+        /// The property.
+        name: String,
+    },
+    /// A size that `blkdebug` cannot claim to have.
+    #[error("Cannot meet constraints with {name} {value}")]
+    Constraint {
+        /// The parameter.
+        name: &'static str,
+        /// Its value in bytes.
+        value: u64,
+    },
+    /// A mistake in a file of rules.
+    #[error("line {line}: {error}")]
+    ConfigLine {
+        /// The line, counted from 1.
+        line: usize,
+        /// The mistake.
+        error: Box<Error>,
+    },
     /// Two parameters that contradict each other.
     #[error("Parameters '{first}' and '{second}' cannot be used together: {reason}")]
     Conflict {
@@ -199,6 +249,25 @@ pub enum Error {
         /// What, in words that start a message: `driver 'throttle'`, `parameter 'pr-manager'`.
         what: String,
     },
+
+    /// `blockdev-create` with a driver that stands on what is there.
+    #[error("Driver does not support blockdev-create")]
+    DriverMakesNothing,
+    /// A file of arguments that holds something else.
+    #[error("expected a JSON object, or a list of them, as for the option itself")]
+    FileHoldsNoObjects,
+    /// More arguments in a file than [`crate::command::MAX_FILE_ARGUMENTS`].
+    #[error("More than {limit} arguments in one file")]
+    TooManyInFile {
+        /// The greatest number that is accepted.
+        limit: usize,
+    },
+    /// A mistake in a chardev, as a whole sentence.
+    #[error("{}", Plain(.0))]
+    Chardev(String),
+    /// A monitor that is not one for programs.
+    #[error("Only QMP is supported")]
+    OnlyQmp,
 
     /// An option of `qemu-storage-daemon` that this version does not have.
     #[error("`{option}` is not built into this version yet")]

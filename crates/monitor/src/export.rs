@@ -3,11 +3,16 @@
 use std::num::{NonZeroU8, NonZeroU16};
 use std::path::PathBuf;
 
+use serde_json::{Map, Value};
+
 use crate::error::Error;
 use crate::fields::{self, Fields, OnOffAuto, Tree};
 use crate::ident;
 
+mod shape;
 mod transport;
+
+pub(crate) use shape::shape;
 
 pub use transport::{Placement, Transport, TransportOptions, parse_cpus};
 
@@ -78,7 +83,18 @@ impl ExportOptions {
     /// The first mistake, in the words of `qemu-storage-daemon`.
     pub fn parse(argument: &str) -> Result<Self, Error> {
         let tree = Tree::read(argument, "type")?;
-        let mut fields = tree.fields()?;
+        Self::from_fields(tree.fields()?)
+    }
+
+    /// Reads the arguments of `block-export-add`, which are those of `--export` in JSON.
+    ///
+    /// # Errors
+    /// The first mistake, in the words of `qemu-storage-daemon`.
+    pub fn from_json(members: Map<String, Value>) -> Result<Self, Error> {
+        Self::from_fields(Tree::of_json(members).fields()?)
+    }
+
+    pub(crate) fn from_fields(mut fields: Fields<'_>) -> Result<Self, Error> {
         let kind = fields.text("type")?;
         check_type(fields.require("type", kind)?)?;
         let id = fields.text("id")?;

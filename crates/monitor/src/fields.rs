@@ -61,6 +61,24 @@ impl Tree {
         }
     }
 
+    /// Members that came as JSON inside something larger: the arguments of a command, an element of a file.
+    pub(crate) fn of_json(members: Map<String, Value>) -> Self {
+        Self {
+            members,
+            syntax: Syntax::Json,
+            help: false,
+        }
+    }
+
+    /// Parameters that stand in some other place, as texts.
+    pub(crate) fn of_texts(members: Map<String, Value>) -> Self {
+        Self {
+            members,
+            syntax: Syntax::KeyValue,
+            help: false,
+        }
+    }
+
     /// The parameters, unless help was asked for.
     pub(crate) fn fields(&self) -> Result<Fields<'_>, Error> {
         if self.help {
@@ -111,7 +129,92 @@ pub(crate) fn bad_value<'c>(
     }
 }
 
+/// One value and its place in the tree, for members whose type is told by who asks ([`Fields::item`]).
+#[derive(Debug, Clone)]
+pub(crate) struct Item<'t> {
+    /// The full path, with `[N]` for elements of lists.
+    pub(crate) name: String,
+    pub(crate) value: &'t Value,
+    syntax: Syntax,
+}
+
+impl<'t> Item<'t> {
+    pub(crate) fn text(&self) -> Result<&'t str, Error> {
+        self.value.as_str().ok_or_else(|| self.wrong_type("string"))
+    }
+
+    pub(crate) fn boolean(&self) -> Result<bool, Error> {
+        self.value
+            .as_bool()
+            .ok_or_else(|| self.wrong_type("boolean"))
+    }
+
+    pub(crate) fn integer(&self) -> Result<i64, Error> {
+        self.value
+            .as_i64()
+            .ok_or_else(|| self.wrong_type("integer"))
+    }
+
+    /// A whole number that is not negative.
+    pub(crate) fn unsigned(&self) -> Result<u64, Error> {
+        self.value.as_u64().ok_or_else(|| self.wrong_type("uint64"))
+    }
+
+    pub(crate) fn list(&self) -> Result<impl Iterator<Item = Item<'t>>, Error> {
+        let list = self
+            .value
+            .as_array()
+            .ok_or_else(|| self.wrong_type("array"))?;
+        let (name, syntax) = (self.name.clone(), self.syntax);
+        Ok(list.iter().enumerate().map(move |(index, value)| Item {
+            name: format!("{name}[{index}]"),
+            value,
+            syntax,
+        }))
+    }
+
+    pub(crate) fn group(&self) -> Result<Fields<'t>, Error> {
+        let members = self
+            .value
+            .as_object()
+            .ok_or_else(|| self.wrong_type("object"))?;
+        Ok(Fields {
+            path: format!("{}.", self.name),
+            members,
+            syntax: self.syntax,
+            asked: Vec::new(),
+        })
+    }
+
+    pub(crate) fn wrong_type(&self, expected: &'static str) -> Error {
+        Error::WrongType {
+            name: self.name.clone(),
+            expected,
+        }
+    }
+}
+
 impl<'t> Fields<'t> {
+    /// A member whatever its type, for commands, which come as JSON only.
+    pub(crate) fn item(&mut self, name: &'static str) -> Option<Item<'t>> {
+        let value = self.ask(name)?;
+        Some(Item {
+            name: self.full_name(name),
+            value,
+            syntax: self.syntax,
+        })
+    }
+
+    /// The members of a JSON object.
+    pub(crate) fn of_json(members: &'t Map<String, Value>) -> Self {
+        Self {
+            path: String::new(),
+            members,
+            syntax: Syntax::Json,
+            asked: Vec::new(),
+        }
+    }
+
     /// A member's full dotted path.
     pub(crate) fn full_name(&self, name: &str) -> String {
         format!("{}{name}", self.path)
@@ -130,6 +233,17 @@ impl<'t> Fields<'t> {
             return Ok(None);
         };
         self.as_text(value, || self.full_name(name)).map(Some)
+    }
+
+    /// A text, or in JSON also a whole number, as its text: for ports and descriptors.
+    pub(crate) fn text_or_integer(&mut self, name: &'static str) -> Result<Option<String>, Error> {
+        match self.ask(name) {
+            Some(Value::Number(number)) => Ok(Some(number.to_string())),
+            Some(value) => self
+                .as_text(value, || self.full_name(name))
+                .map(|text| Some(text.to_owned())),
+            None => Ok(None),
+        }
     }
 
     /// A name by QEMU's rule for identifiers.
@@ -226,6 +340,23 @@ impl<'t> Fields<'t> {
         }
     }
 
+    /// The groups of a list; none if it is not there.
+    pub(crate) fn groups(&mut self, name: &'static str) -> Result<Vec<Fields<'t>>, Error> {
+        let list = match self.ask(name) {
+            None => return Ok(Vec::new()),
+            Some(Value::Array(list)) => list,
+            Some(_) => return Err(self.wrong_type(name, "array")),
+        };
+        let elements = list.iter().enumerate().map(|(index, value)| {
+            let name = self.element_name(name, index);
+            match value {
+                Value::Object(members) => Ok(self.inner(&name, members)),
+                _ => Err(self.wrong_type(&name, "object")),
+            }
+        });
+        elements.collect()
+    }
+
     /// Whether the member is there and says that there is nothing, as only JSON can; it counts as asked for.
     pub(crate) fn is_null(&mut self, name: &'static str) -> bool {
         matches!(self.ask(name), Some(Value::Null))
@@ -257,10 +388,7 @@ impl<'t> Fields<'t> {
             Some(Value::String(text)) => Ok(Some(Err(text.clone()))),
             Some(Value::Array(list)) => {
                 let texts = list.iter().enumerate().map(|(index, value)| {
-                    let full_name = || match self.syntax {
-                        Syntax::KeyValue => format!("{}{name}.{index}", self.path),
-                        Syntax::Json => format!("{}{name}[{index}]", self.path),
-                    };
+                    let full_name = || self.full_name(&self.element_name(name, index));
                     self.as_text(value, full_name).map(str::to_owned)
                 });
                 texts.collect::<Result<_, _>>().map(|texts| Some(Ok(texts)))
@@ -309,7 +437,17 @@ impl<'t> Fields<'t> {
         }
     }
 
+    /// What an element of a list is called.
+    fn element_name(&self, list: &str, index: usize) -> String {
+        match self.syntax {
+            Syntax::KeyValue => format!("{list}.{index}"),
+            Syntax::Json => format!("{list}[{index}]"),
+        }
+    }
+
     fn ask(&mut self, name: &'static str) -> Option<&'t Value> {
+        #[cfg(test)]
+        record(self.full_name(name));
         self.asked.push(name);
         self.members.get(name)
     }
@@ -333,4 +471,23 @@ impl<'t> Fields<'t> {
             }),
         }
     }
+}
+
+#[cfg(test)]
+thread_local! {
+    /// The full names of the members that have been asked for, while [`recorded`] runs.
+    static ASKED: std::cell::RefCell<Vec<String>> = const { std::cell::RefCell::new(Vec::new()) };
+}
+
+#[cfg(test)]
+fn record(name: String) {
+    ASKED.with_borrow_mut(|asked| asked.push(name));
+}
+
+/// What `read` gives, and the members that it asked for: how tests find out what a reader knows.
+#[cfg(test)]
+pub(crate) fn recorded<T>(read: impl FnOnce() -> T) -> (T, Vec<String>) {
+    ASKED.with_borrow_mut(Vec::clear);
+    let outcome = read();
+    (outcome, ASKED.take())
 }

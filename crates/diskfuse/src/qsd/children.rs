@@ -4,10 +4,10 @@
 use std::sync::Arc;
 
 use diskfuse_block::Node;
+use diskfuse_monitor::blockdev::{DetectZeroes, Discard};
 use diskfuse_monitor::{BlockRef, BlockdevOptions};
 
 use super::nodes::Nodes;
-use super::suggest;
 use crate::error::{Error, Result};
 
 /// A node of the graph.
@@ -39,19 +39,27 @@ impl<'n> Children<'n> {
         }
     }
 
+    /// The node that a filter of these options stands on.
+    pub(super) fn filtered(
+        &mut self,
+        reference: &BlockRef,
+        filter: &BlockdevOptions,
+    ) -> Result<Child> {
+        match reference {
+            BlockRef::Name(name) => {
+                refuse_zero_detection(filter)?;
+                self.find(name)
+            }
+            BlockRef::Inline(inside) => self.make(&with_outer_say(inside, filter)),
+        }
+    }
+
     /// The node of this name.
     pub(super) fn find(&self, name: &str) -> Result<Child> {
-        let graph = &self.nodes.graph;
-        let names = graph.names();
-        if !names.iter().any(|there| there == name) {
-            let hint = suggest::hint(name, names.iter().map(String::as_str));
-            return Err(Error::Refused(format!(
-                "Cannot find device='{name}' nor node-name='{name}'{hint}"
-            )));
-        }
+        self.nodes.check_there(name)?;
         Ok(Child {
             name: name.to_owned(),
-            node: graph.get(name)?,
+            node: self.nodes.graph.get(name)?,
         })
     }
 
@@ -86,4 +94,28 @@ impl Drop for Children<'_> {
             }
         }
     }
+}
+
+/// Filters hand discards and zeroes down as they are, so a node written inside one acts on what the filter says: it
+/// discards only if both do, and looks for zeroes if one of them does.
+pub(super) fn with_outer_say(inside: &BlockdevOptions, outer: &BlockdevOptions) -> BlockdevOptions {
+    let mut inside = inside.clone();
+    if outer.discard == Discard::Ignore {
+        inside.discard = Discard::Ignore;
+    }
+    if outer.detect_zeroes != DetectZeroes::Off {
+        inside.detect_zeroes = outer.detect_zeroes;
+    }
+    inside
+}
+
+fn refuse_zero_detection(options: &BlockdevOptions) -> Result<()> {
+    if options.detect_zeroes == DetectZeroes::Off {
+        return Ok(());
+    }
+    let driver = options.driver.name();
+    Err(Error::Refused(format!(
+        "Parameter 'detect-zeroes' of a {driver} node over a named node is not built into this version yet \
+         (set it on the node below)"
+    )))
 }

@@ -1,7 +1,8 @@
 //! Nodes of the storage daemon's command line: from what was written to what the drivers are to do. It opens nothing
 //! itself and knows no driver's insides.
 
-use std::cell::OnceCell;
+use std::cell::{OnceCell, RefCell};
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,29 +11,33 @@ use diskfuse_block::drivers::{self, FileConfig, NullConfig, RawConfig};
 use diskfuse_block::{Aio, Graph, Locking, Node};
 use diskfuse_monitor::blockdev::{DetectZeroes, Discard};
 use diskfuse_monitor::{
-    BlockDriver, BlockRef, BlockdevOptions, FileOptions, NullOptions, OnOffAuto, RawOptions,
+    BlockDriver, BlockdevOptions, FileOptions, NullOptions, OnOffAuto, RawOptions,
 };
-use diskfuse_ring::{Choice, Config, Polling, Ring};
+use diskfuse_ring::{Config, Polling, Ring};
 
 use super::children::Children;
-use super::qcow2;
+use super::objects::Objects;
+use super::{filters, qcow2, suggest};
 use crate::error::{Error, Result};
 
 /// What makes nodes. It is there while the command line is carried out.
 pub struct Nodes {
     pub(super) graph: Graph,
-    choice: Choice,
+    pub(super) objects: Objects,
     /// For formats, which read their metadata before anything is served. Made when it is needed.
     ring: OnceCell<Ring>,
+    /// What each node was made of.
+    made: RefCell<BTreeMap<String, BlockdevOptions>>,
 }
 
 impl Nodes {
-    /// Puts nodes into `graph`; an event loop, if one is needed, stands on `choice`.
-    pub fn new(graph: Graph, choice: Choice) -> Self {
+    /// Puts nodes into `graph`, which may refer to `objects`.
+    pub fn new(graph: Graph, objects: Objects) -> Self {
         Self {
             graph,
-            choice,
+            objects,
             ring: OnceCell::new(),
+            made: RefCell::default(),
         }
     }
 
@@ -50,6 +55,52 @@ impl Nodes {
             let message = "force-share=on can only be used with read-only images";
             return Err(Error::Refused(message.to_owned()));
         }
+        let name = self.make(options)?;
+        let options = options.clone();
+        self.made.borrow_mut().insert(name.clone(), options);
+        Ok(name)
+    }
+
+    /// What a node was made of, with the options that it has now.
+    pub fn options(&self, name: &str) -> Option<BlockdevOptions> {
+        self.made.borrow().get(name).cloned()
+    }
+
+    /// A node has other options from now on.
+    pub(super) fn note(&self, options: &BlockdevOptions) {
+        if let Some(name) = &options.node_name {
+            self.made.borrow_mut().insert(name.clone(), options.clone());
+        }
+    }
+
+    /// Takes a node away that nobody uses, and those below it that nobody named. What was written is on stable storage first.
+    pub fn remove(&self, name: &str) -> Result<()> {
+        self.graph.check_unused(name)?;
+        let node = self.graph.bare(name)?;
+        self.run(node.close())??;
+        drop(node);
+        self.graph.remove(name)?;
+        let there = self.graph.names();
+        self.made
+            .borrow_mut()
+            .retain(|name, _| there.contains(name));
+        Ok(())
+    }
+
+    /// Refuses a name that no node has, in the words of QEMU.
+    pub(super) fn check_there(&self, name: &str) -> Result<()> {
+        let names = self.graph.names();
+        if names.iter().any(|there| there == name) {
+            return Ok(());
+        }
+        let hint = suggest::hint(name, names.iter().map(String::as_str));
+        Err(Error::Refused(format!(
+            "Cannot find device='{name}' nor node-name='{name}'{hint}"
+        )))
+    }
+
+    fn make(&self, options: &BlockdevOptions) -> Result<String> {
+        let graph = &self.graph;
         let name = options.node_name.as_deref();
         match &options.driver {
             BlockDriver::NullCo(null) => insert(
@@ -74,6 +125,8 @@ impl Nodes {
             ),
             BlockDriver::Raw(raw) => self.add_raw(raw, options),
             BlockDriver::Qcow2(qcow2) => qcow2::add(self, qcow2, options),
+            BlockDriver::Throttle(throttle) => filters::add_throttle(self, throttle, options),
+            BlockDriver::Blkdebug(blkdebug) => filters::add_blkdebug(self, blkdebug, options),
         }
     }
 
@@ -83,7 +136,7 @@ impl Nodes {
             Some(ring) => ring,
             None => {
                 let ring = Ring::new(&Config {
-                    choice: self.choice,
+                    choice: self.objects.choice(),
                     polling: Polling::OFF,
                 })?;
                 self.ring.get_or_init(|| ring)
@@ -94,13 +147,7 @@ impl Nodes {
 
     fn add_raw(&self, raw: &RawOptions, options: &BlockdevOptions) -> Result<String> {
         let mut children = Children::new(self);
-        let below = match &raw.file {
-            BlockRef::Name(name) => {
-                refuse_zero_detection(options)?;
-                children.find(name)?
-            }
-            BlockRef::Inline(inside) => children.make(&with_outer_say(inside, options))?,
-        };
+        let below = children.filtered(&raw.file, options)?;
         let config = RawConfig {
             offset: raw.offset,
             size: raw.size,
@@ -118,7 +165,11 @@ fn insert(graph: &Graph, name: Option<&str>, node: Arc<impl Node + 'static>) -> 
     Ok(graph.insert(name, node, &[])?)
 }
 
-fn null_config(driver: &'static str, null: &NullOptions, options: &BlockdevOptions) -> NullConfig {
+pub(super) fn null_config(
+    driver: &'static str,
+    null: &NullOptions,
+    options: &BlockdevOptions,
+) -> NullConfig {
     NullConfig {
         driver,
         size: null.size,
@@ -129,7 +180,7 @@ fn null_config(driver: &'static str, null: &NullOptions, options: &BlockdevOptio
 }
 
 /// `drop-cache` speaks of migration, which there is none of.
-fn file_config(file: &FileOptions, options: &BlockdevOptions) -> FileConfig {
+pub(super) fn file_config(file: &FileOptions, options: &BlockdevOptions) -> FileConfig {
     FileConfig {
         filename: file.filename.clone(),
         aio: match file.aio {
@@ -166,32 +217,12 @@ pub(super) fn detect_zeroes(detect: DetectZeroes) -> drivers::DetectZeroes {
     }
 }
 
-/// The raw driver hands discards and zeroes down as they are, so a node written inside a raw one acts on what the raw
-/// one says: it discards only if both do, and looks for zeroes if one of them does.
-fn with_outer_say(inside: &BlockdevOptions, outer: &BlockdevOptions) -> BlockdevOptions {
-    let mut inside = inside.clone();
-    if outer.discard == Discard::Ignore {
-        inside.discard = Discard::Ignore;
-    }
-    if outer.detect_zeroes != DetectZeroes::Off {
-        inside.detect_zeroes = outer.detect_zeroes;
-    }
-    inside
-}
-
-fn refuse_zero_detection(options: &BlockdevOptions) -> Result<()> {
-    if options.detect_zeroes == DetectZeroes::Off {
-        return Ok(());
-    }
-    Err(Error::Refused(
-        "Parameter 'detect-zeroes' of a raw node over a named node is not built into this version yet \
-         (set it on the node below)"
-            .to_owned(),
-    ))
-}
-
 #[cfg(test)]
 mod tests {
+    use diskfuse_monitor::BlockRef;
+    use diskfuse_ring::Choice;
+
+    use super::super::children::with_outer_say;
     use super::*;
 
     fn parse(argument: &str) -> BlockdevOptions {
@@ -199,7 +230,7 @@ mod tests {
     }
 
     fn add_text(graph: &Graph, argument: &str) -> Result<String> {
-        Nodes::new(graph.clone(), Choice::Auto).add(&parse(argument))
+        Nodes::new(graph.clone(), Objects::new(Choice::Auto)).add(&parse(argument))
     }
 
     #[test]

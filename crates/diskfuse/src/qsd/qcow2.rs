@@ -176,7 +176,7 @@ impl Opening<'_> {
     }
 }
 
-fn config(qcow2: &Qcow2Options, options: &BlockdevOptions) -> Qcow2Config {
+pub(super) fn config(qcow2: &Qcow2Options, options: &BlockdevOptions) -> Qcow2Config {
     Qcow2Config {
         read_only: options.read_only,
         discard: options.discard == Discard::Unmap,

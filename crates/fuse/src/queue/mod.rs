@@ -102,7 +102,7 @@ pub(crate) async fn run(mut membership: Membership, device: SharedFd) {
         && queue.shared.options.writable
         && let Err(error) = queue.node().flush().await
     {
-        queue.shared.flush_failed(error);
+        queue.shared.last_flush_failed(error);
     }
     drop(queue);
     membership.served = true;

@@ -13,7 +13,11 @@ use diskfuse_ring::SharedFd;
 use rustix::fs::{Mode, OFlags};
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, Setter, ioctl, opcode};
 
-use crate::abi::BackingMap;
+use zerocopy::IntoBytes;
+
+use crate::abi::{
+    BackingMap, NOTIFY_INVAL_INODE, NotifyInvalInodeOut, OUT_HEADER, OutHeader, ROOT,
+};
 
 /// `FUSE_DEV_IOC_CLONE`: `_IOR(229, 0, uint32_t)`.
 const CLONE: Opcode = opcode::read::<u32>(229, 0);
@@ -35,6 +39,23 @@ pub(crate) fn clone_of(first: &SharedFd) -> io::Result<SharedFd> {
     // SAFETY: the kernel reads one u32 through the pointer, which `Setter` provides, and changes only `fd`.
     unsafe { ioctl(fd.as_fd(), Setter::<CLONE, u32>::new(number))? };
     Ok(fd)
+}
+
+/// Tells the kernel that what it knows of the file's attributes is not true any more.
+pub(crate) fn forget_attributes(connection: &SharedFd) -> io::Result<()> {
+    let notice = NotifyInvalInodeOut {
+        ino: ROOT,
+        off: -1,
+        len: 0,
+    };
+    let header = OutHeader {
+        len: (OUT_HEADER + size_of_val(&notice)) as u32,
+        error: NOTIFY_INVAL_INODE,
+        unique: 0,
+    };
+    let words = [header.as_bytes(), notice.as_bytes()].concat();
+    rustix::io::write(connection.as_fd(), &words)?;
+    Ok(())
 }
 
 /// `FUSE_DEV_IOC_BACKING_OPEN`: `_IOW(229, 1, struct fuse_backing_map)`.

@@ -108,7 +108,7 @@ impl Metadata {
     ];
 
     /// Its name as a parameter.
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::MainHeader => "main-header",
             Self::ActiveL1 => "active-l1",

@@ -1,9 +1,9 @@
-//! The texts of `--help` and of `--object help`. Never printed from here.
+//! The texts of `--help`, `--object help`, `--chardev help` and `--trace help`. Never printed from here.
 
 use std::fmt::Write;
 
 use super::HelpTopic;
-use crate::object::DEFAULT_POLL_MAX_NS;
+use crate::object::{DEFAULT_POLL_MAX_NS, throttle_group_property_names};
 
 /// `{name}` stands for the word the program was called by.
 const PROGRAM: &str = "\
@@ -15,7 +15,8 @@ options are carried out in the order given, so a node stands in front of whateve
 gets SIGTERM or SIGINT; then it writes everything back, unmounts and ends.
 
 Arguments are KEY=VALUE lists (`a=b,c.d=e,list.0=x,list.1=y`; `,,` is a comma inside a value) or JSON objects
-(`{\"a\": \"b\"}`).
+(`{\"a\": \"b\"}`). `--blockdev @FILE`, `--object @FILE` and `--export @FILE` take such objects, one or a list of them, from
+a file.
 
 Nodes
   --blockdev [driver=]DRIVER,node-name=NAME[,KEY=VALUE...]
@@ -41,6 +42,10 @@ Nodes
                                      [,pass-discard-other=on|off]
                                      [,overlap-check=none|constant|cached|all or ,overlap-check.KEY=...]
                                      backing and data-file are what the image says unless given
+        throttle                     throttle-group=ID,file=NODE or ,file.driver=...,file.KEY=...
+        blkdebug                     image=NODE or image.driver=...,image.KEY=...  [,config=FILE] [,align=BYTES]
+                                     [,inject-error.0.event=none|read_aio|...,inject-error.0.KEY=...]
+                                     [,set-state.0.event=...,set-state.0.new_state=N]: fails requests, for tests
         null-co, null-aio            [size=BYTES] [,latency-ns=N] [,read-zeroes=on|off]
       BYTES may end in k, M, G, T, P or E.
 
@@ -65,11 +70,22 @@ Exports
 Helpers
   --object [qom-type=]iothread,id=ID[,KEY=VALUE...]
                                      a thread that exports can share; `--object iothread,help` lists its keys
+  --object [qom-type=]throttle-group,id=ID[,limits.KEY=N...]
+                                     limits that nodes of the driver throttle share; `--object throttle-group,help`
+  --object [qom-type=]secret,id=ID,data=TEXT or ,file=FILE
+                                     something not to be seen; `--object secret,help`
+
+The monitor
+  --chardev [backend=]socket,id=ID,path=PATH[,server=on][,wait=off]
+                                     a stream of bytes; `--chardev help` lists the others and their keys
+  --monitor [chardev=]ID[,pretty=on] take commands there (QMP, as in QEMU)
 
 The process
   --daemonize                        return once everything is up, and go on in the background
   --pidfile PATH                     write the process id there once everything is up
   --log LEVEL                        what to say on stderr: error, warn, info, debug or trace
+  --trace [enable=]PATTERN[,events=FILE][,file=FILE]
+                                     say more about one part of the program; `--trace help` lists them
   --event-loop auto|io_uring|epoll   what to wait for events with (auto: io_uring where the kernel allows it)
   -h, --help                         show this and end
   -V, --version                      show the version and end
@@ -93,15 +109,74 @@ Examples
         --export fuse,id=b,node-name=zero,mountpoint=/tmp/b,iothread=io
 ";
 
+const CHARDEVS: &str = "\
+Available chardev backend types:
+  file     path=PATH [,input-path=PATH] [,append=on|off]
+  null
+  pipe     path=PATH                   named pipes PATH.in and PATH.out, or PATH for both
+  pty      [path=LINK]                 a new terminal, whose name is printed
+  socket   path=PATH [,abstract=on|off] or host=HOST,port=PORT or fd=NUMBER
+           with server=on [,wait=on|off], or as a client [,reconnect=SECONDS or ,reconnect-ms=N]
+  stdio
+";
+
+const TRACE: &str = "\
+Trace events of QEMU do not exist here. Their names say whose messages are shown:
+  fuse*                                 exports
+  qcow2*                                qcow2 images
+  bdrv*, blk*, block*, file*            nodes and host files
+  luring*, aio*, run_poll*              event loops
+  monitor*, handle_qmp*, qmp*, job*     the monitor and jobs
+  *                                     everything
+";
+
+const OBJECTS: &str = "\
+Objects that can be made:
+  iothread
+  secret
+  throttle-group
+";
+
+const SECRET: &str = "\
+secret options:
+  data=<string>       the secret itself
+  file=<string>       the file that it is in; one of the two
+  format=raw|base64   how it is written (raw)
+Nothing in this version asks for a secret yet.
+";
+
 impl HelpTopic {
     /// The text for standard output, with a newline at its end. `name` is the word the program was called by.
     pub fn text(self, name: &str) -> String {
         match self {
             Self::Program => PROGRAM.replace("{name}", name),
-            Self::Objects => "Objects that can be made:\n  iothread\n".to_owned(),
+            Self::Objects => OBJECTS.to_owned(),
             Self::Iothread => iothread(),
+            Self::Chardevs => CHARDEVS.to_owned(),
+            Self::Trace => TRACE.to_owned(),
+            Self::ThrottleGroup => throttle_group(),
+            Self::Secret => SECRET.to_owned(),
         }
     }
+}
+
+fn throttle_group() -> String {
+    let mut text =
+        "throttle-group options:\n  limits.KEY=<int>          KEY is one of these without x-; \
+                    limits can be changed later\n"
+            .to_owned();
+    for name in throttle_group_property_names() {
+        let meaning = match name.strip_prefix("x-").unwrap_or(name) {
+            "iops-size" => "operations longer than this count several times; 0: once (0)",
+            name if name.ends_with("-max-length") => "seconds that a burst may last (1)",
+            name if name.ends_with("-max") => "the same during a burst; 0: no bursts (0)",
+            name if name.starts_with("bps") => "bytes a second; 0: no limit (0)",
+            _ => "operations a second; 0: no limit (0)",
+        };
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "  {:<30}{meaning}", format!("{name}=<int>"));
+    }
+    text
 }
 
 fn iothread() -> String {

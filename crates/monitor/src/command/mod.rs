@@ -6,11 +6,15 @@ mod help;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use serde_json::Value;
+
 use crate::blockdev::BlockdevOptions;
+use crate::chardev::{self, ChardevOptions, MonitorOptions};
 use crate::error::Error;
 use crate::export::ExportOptions;
 use crate::object::{self, ObjectOptions};
-use crate::suggest;
+use crate::trace::TraceOptions;
+use crate::{json, suggest};
 use getopt::{Name, Occurrence, Scanner};
 
 /// One option of the command line.
@@ -22,6 +26,15 @@ pub enum Directive {
     Object(ObjectOptions),
     /// `--export`: show a node.
     Export(ExportOptions),
+    /// `--chardev`: open a stream of bytes.
+    Chardev(ChardevOptions),
+    /// `--monitor`: let clients of a chardev give commands.
+    Monitor(MonitorOptions),
+    /// `--blockdev @FILE`, `--object @FILE` or `--export @FILE`, not known to QEMU: what is written in the file, which
+    /// [`read_file`] reads.
+    File(FileOption, PathBuf),
+    /// `--trace`: show more messages. Counts wherever it stands, with all others.
+    Trace(TraceOptions),
     /// `--pidfile`: write the process id to this file once all exports are up, and remove it at the end. The last one
     /// counts, wherever it stands.
     PidFile(PathBuf),
@@ -37,6 +50,20 @@ pub enum Directive {
     /// `--event-loop`, not known to QEMU: what every event loop stands on. The last one counts, wherever it stands.
     EventLoop(EventLoop),
 }
+
+/// An option whose arguments may be in a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileOption {
+    /// `--blockdev`
+    Blockdev,
+    /// `--object`
+    Object,
+    /// `--export`
+    Export,
+}
+
+/// The most arguments that one file may hold.
+pub const MAX_FILE_ARGUMENTS: usize = 1024;
 
 /// What event loops stand on.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -59,6 +86,14 @@ pub enum HelpTopic {
     Objects,
     /// `--object iothread,help`: the properties of an iothread.
     Iothread,
+    /// `--chardev help`: which chardevs there are, and their parameters.
+    Chardevs,
+    /// `--trace help`: what may be traced.
+    Trace,
+    /// `--object throttle-group,help`: the properties of a throttle group.
+    ThrottleGroup,
+    /// `--object secret,help`: the properties of a secret.
+    Secret,
 }
 
 impl EventLoop {
@@ -106,13 +141,25 @@ pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Vec<Directive>
 
 fn interpret(option: &Occurrence) -> Result<Directive, Error> {
     let argument = option.argument.as_str();
+    let in_file = |kind| match argument.strip_prefix('@') {
+        Some(path) if !path.is_empty() => Some(Directive::File(kind, PathBuf::from(path))),
+        _ => None,
+    };
+    let from_file = match option.name {
+        Name::Blockdev => in_file(FileOption::Blockdev),
+        Name::Object => in_file(FileOption::Object),
+        Name::Export => in_file(FileOption::Export),
+        _ => None,
+    };
+    if let Some(directive) = from_file {
+        return Ok(directive);
+    }
     match option.name {
         Name::Blockdev => BlockdevOptions::parse(argument).map(Directive::Blockdev),
         Name::Export => ExportOptions::parse(argument).map(Directive::Export),
         Name::Object => Ok(match object::Request::parse(argument)? {
             object::Request::Object(object) => Directive::Object(object),
-            object::Request::Help => Directive::Help(HelpTopic::Objects),
-            object::Request::IothreadHelp => Directive::Help(HelpTopic::Iothread),
+            object::Request::Help(topic) => Directive::Help(topic),
         }),
         Name::PidFile => Ok(Directive::PidFile(PathBuf::from(argument))),
         Name::Daemonize => Ok(Directive::Daemonize),
@@ -120,17 +167,44 @@ fn interpret(option: &Occurrence) -> Result<Directive, Error> {
         Name::Version => Ok(Directive::Version),
         Name::Log => Ok(Directive::Log(argument.to_owned())),
         Name::EventLoop => read_event_loop(argument).map(Directive::EventLoop),
-        Name::Chardev => Err(Error::OptionNotBuilt {
-            option: "--chardev",
+        Name::Chardev => Ok(match chardev::Request::parse(argument)? {
+            chardev::Request::Chardev(options) => Directive::Chardev(options),
+            chardev::Request::Help => Directive::Help(HelpTopic::Chardevs),
         }),
-        Name::Monitor => Err(Error::OptionNotBuilt {
-            option: "--monitor",
-        }),
+        Name::Monitor => MonitorOptions::parse(argument).map(Directive::Monitor),
         Name::NbdServer => Err(Error::OptionNotBuilt {
             option: "--nbd-server",
         }),
-        Name::Trace => Err(Error::OptionNotBuilt { option: "--trace" }),
+        Name::Trace if matches!(argument, "help" | "?") => Ok(Directive::Help(HelpTopic::Trace)),
+        Name::Trace => TraceOptions::parse(argument).map(Directive::Trace),
     }
+}
+
+/// Reads the text of a file that an option named: an argument in JSON, or a list of them.
+///
+/// # Errors
+/// The first mistake, in the words that the option itself has for it.
+pub fn read_file(option: FileOption, text: &str) -> Result<Vec<Directive>, Error> {
+    let arguments = match json::parse(text)? {
+        Value::Array(arguments) => arguments,
+        argument => vec![argument],
+    };
+    if arguments.len() > MAX_FILE_ARGUMENTS {
+        return Err(Error::TooManyInFile {
+            limit: MAX_FILE_ARGUMENTS,
+        });
+    }
+    let read = |argument| {
+        let Value::Object(members) = argument else {
+            return Err(Error::FileHoldsNoObjects);
+        };
+        match option {
+            FileOption::Blockdev => BlockdevOptions::from_json(members).map(Directive::Blockdev),
+            FileOption::Object => ObjectOptions::from_json(members).map(Directive::Object),
+            FileOption::Export => ExportOptions::from_json(members).map(Directive::Export),
+        }
+    };
+    arguments.into_iter().map(read).collect()
 }
 
 fn read_event_loop(word: &str) -> Result<EventLoop, Error> {

@@ -140,13 +140,58 @@ fn unknown_options_come_with_the_nearest() {
 
 #[test]
 fn options_that_only_qemu_has_say_so() {
-    for option in ["--chardev", "--monitor", "--nbd-server", "--trace"] {
-        assert_eq!(
-            message(&[option, "x"]),
-            format!("`{option}` is not built into this version yet")
-        );
+    assert_eq!(
+        message(&["--nbd-server", "addr.type=unix,addr.path=/s"]),
+        "`--nbd-server` is not built into this version yet"
+    );
+}
+
+#[test]
+fn the_monitor_is_asked_for_in_the_order_of_the_command_line() {
+    let directives = read(&["--chardev", "stdio,id=c", "--monitor", "c", "-Tfuse_*"]).unwrap();
+    assert!(
+        matches!(
+            directives.as_slice(),
+            [
+                Directive::Chardev(_),
+                Directive::Monitor(_),
+                Directive::Trace(_)
+            ]
+        ),
+        "{directives:?}"
+    );
+    assert_eq!(read(&["-T", "x"]), read(&["-Tx"]));
+    assert_eq!(
+        read(&["--chardev", "help"]),
+        Ok(vec![Directive::Help(HelpTopic::Chardevs)])
+    );
+}
+
+#[test]
+fn arguments_may_be_in_a_file() {
+    assert_eq!(
+        read(&["--blockdev", "@/nodes.json"]),
+        Ok(vec![Directive::File(
+            FileOption::Blockdev,
+            PathBuf::from("/nodes.json")
+        )])
+    );
+    let one = r#"{"driver": "null-co", "node-name": "a"}"#;
+    assert_eq!(read_file(FileOption::Blockdev, one).unwrap().len(), 1);
+    let two = format!("[{one}, {one}]\n");
+    assert_eq!(read_file(FileOption::Blockdev, &two).unwrap().len(), 2);
+    let cases = [
+        ("[1]", "expected a JSON object"),
+        ("[", "JSON parse error"),
+        (r#"{"driver": "null-co"}"#, "'node-name' must be specified"),
+    ];
+    for (text, words) in cases {
+        let error = read_file(FileOption::Blockdev, text).unwrap_err();
+        assert!(error.to_string().starts_with(words), "{text}: {error}");
     }
-    assert_eq!(message(&["-T", "x"]), message(&["-Tx"]));
+    let many = format!("[{}]", vec!["{}"; 1025].join(","));
+    let error = read_file(FileOption::Blockdev, &many).unwrap_err();
+    assert_eq!(error.to_string(), "More than 1024 arguments in one file");
 }
 
 #[test]
@@ -196,5 +241,23 @@ fn the_help_names_every_property_of_an_iothread() {
     for property in ["poll-max-ns", "poll-grow", "poll-shrink", "aio-max-batch"] {
         assert!(help.contains(property), "{property}");
     }
-    assert!(HelpTopic::Objects.text("diskfuse").contains("iothread"));
+    let objects = HelpTopic::Objects.text("diskfuse");
+    for kind in ["iothread", "throttle-group", "secret"] {
+        assert!(objects.contains(kind), "{kind}");
+    }
+}
+
+#[test]
+fn the_help_names_every_limit_of_a_throttle_group() {
+    let help = HelpTopic::ThrottleGroup.text("diskfuse");
+    let names = help.lines().filter(|line| line.contains("  x-"));
+    assert_eq!(names.count(), 19, "{help}");
+    for property in [
+        "limits.",
+        "x-bps-total=",
+        "x-iops-write-max-length=",
+        "x-iops-size=",
+    ] {
+        assert!(help.contains(property), "{property}");
+    }
 }

@@ -72,6 +72,13 @@ pub enum Placement {
 /// The placements that have a name.
 const PLACEMENTS: &[(&str, u8)] = &[("auto", 0), ("free", 1), ("pinned", 2), ("spread", 3)];
 
+impl Placement {
+    /// Those that have a name.
+    pub(super) fn words() -> impl Iterator<Item = &'static str> {
+        PLACEMENTS.iter().map(|(word, _)| *word)
+    }
+}
+
 impl TransportOptions {
     pub(super) fn read(fields: &mut Fields<'_>) -> Result<Self, Error> {
         let transport = fields.word("transport", Transport::WORDS)?;

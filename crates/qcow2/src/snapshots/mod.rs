@@ -116,12 +116,37 @@ async fn create_now(
 /// [`Kind::NotFound`] with the names there are, [`Kind::Corrupt`] if the image needs a repair first. Then nothing has
 /// changed.
 pub async fn delete(file: &dyn Node, id_or_name: &str) -> Result<()> {
+    let find = |snapshots: &[SnapshotInfo]| {
+        let by_name = snapshots.iter().position(|s| s.name == id_or_name);
+        by_name.or_else(|| snapshots.iter().position(|s| s.id == id_or_name))
+    };
+    delete_found(file, id_or_name, find).await.map(drop)
+}
+
+/// Deletes the first snapshot that has this id and this name, as far as they are given, and returns what it was. Errors
+/// as [`delete`]'s.
+pub async fn delete_exactly(
+    file: &dyn Node,
+    id: Option<&str>,
+    name: Option<&str>,
+) -> Result<SnapshotInfo> {
+    let find = |snapshots: &[SnapshotInfo]| {
+        snapshots
+            .iter()
+            .position(|s| id.is_none_or(|id| s.id == id) && name.is_none_or(|name| s.name == name))
+    };
+    delete_found(file, name.or(id).unwrap_or_default(), find).await
+}
+
+async fn delete_found(
+    file: &dyn Node,
+    wanted: &str,
+    find: impl FnOnce(&[SnapshotInfo]) -> Option<usize>,
+) -> Result<SnapshotInfo> {
     let mut image = open(file).await?;
     let mut snapshots = table::read(&image).await?.0;
-    let by_name = snapshots.iter().position(|s| s.name == id_or_name);
-    let by_id = || snapshots.iter().position(|s| s.id == id_or_name);
-    let Some(position) = by_name.or_else(by_id) else {
-        return Err(not_found(&image, &snapshots, id_or_name));
+    let Some(position) = find(&snapshots) else {
+        return Err(not_found(&image, &snapshots, wanted));
     };
     let gone = snapshots.remove(position);
     let mut tree = tree(&image, gone.l1_offset, gone.l1_entries).await?;
@@ -131,7 +156,8 @@ pub async fn delete(file: &dyn Node, id_or_name: &str) -> Result<()> {
         .await?;
     begin(&mut image).await?;
     let done = delete_now(&mut image, &mut refcounts, &snapshots, &gone, &mut tree).await;
-    end(&mut image, done).await
+    end(&mut image, done).await?;
+    Ok(gone)
 }
 
 async fn delete_now(

@@ -1,0 +1,24 @@
+//! Another size for a disk that is in use (`block_resize`).
+
+use diskfuse_block::graph::User;
+use diskfuse_block::{Permissions, Resize};
+
+use super::find;
+use crate::error::Result;
+use crate::qsd::nodes::Nodes;
+
+/// Makes the disk exactly `size` bytes, if nobody who uses it objects. What is new reads as zeroes.
+pub fn resize(nodes: &Nodes, name: &str, size: u64) -> Result<()> {
+    find(nodes, name)?;
+    let user = User {
+        name: "block_resize".to_owned(),
+        perm: Permissions::RESIZE,
+        shared: Permissions::ALL,
+        drain: None,
+        follows: false,
+    };
+    let right = nodes.graph.attach(name, user)?;
+    let _drained = nodes.run(nodes.graph.drain(name))??;
+    let node = right.node()?;
+    Ok(nodes.run(node.resize(size, Resize::Exactly, false))??)
+}

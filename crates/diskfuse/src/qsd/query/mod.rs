@@ -1,0 +1,7 @@
+//! What is to be said about nodes and exports, as QMP says it. It changes nothing.
+
+mod nodes;
+mod stats;
+
+pub use nodes::{named_block_nodes, snapshot_info};
+pub use stats::blockstats;

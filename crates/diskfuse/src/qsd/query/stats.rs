@@ -1,0 +1,45 @@
+//! `query-blockstats`: what the exports of each node have done. Only what is counted is told as more than zero.
+
+use diskfuse_block::graph::ChildRole;
+use diskfuse_fuse::Stats;
+use diskfuse_monitor::commands::{BlockDeviceStats, BlockStats};
+
+use crate::error::Result;
+use crate::qsd::nodes::Nodes;
+
+/// Statistics of every node. `exports` are the nodes' names and what each export of them has done.
+pub fn blockstats(nodes: &Nodes, exports: &[(String, Stats)]) -> Result<Vec<BlockStats>> {
+    let names = nodes.graph.names();
+    names.iter().map(|name| one(nodes, name, exports)).collect()
+}
+
+fn one(nodes: &Nodes, name: &str, exports: &[(String, Stats)]) -> Result<BlockStats> {
+    let mut said = BlockStats {
+        device: None,
+        node_name: Some(name.to_owned()),
+        stats: stats(name, exports),
+        parent: None,
+        backing: None,
+    };
+    for (role, child) in nodes.graph.edges(name)? {
+        let place = match role {
+            ChildRole::Backing => &mut said.backing,
+            ChildRole::File | ChildRole::Filtered => &mut said.parent,
+            ChildRole::Data => continue,
+        };
+        *place = Some(Box::new(one(nodes, &child, exports)?));
+    }
+    Ok(said)
+}
+
+fn stats(name: &str, exports: &[(String, Stats)]) -> BlockDeviceStats {
+    let mut said = BlockDeviceStats::default();
+    for (_, stats) in exports.iter().filter(|(node, _)| node == name) {
+        said.rd_operations += stats.reads;
+        said.wr_operations += stats.writes;
+        said.rd_bytes += stats.read_bytes;
+        said.wr_bytes += stats.written_bytes;
+        said.flush_operations += stats.flushes;
+    }
+    said
+}
