@@ -92,6 +92,8 @@ struct State {
     io_status: IoStatus,
     actively_synced: Option<bool>,
     events: Vec<JobEvent>,
+    /// The outbox's number of the last one.
+    posted: u64,
 }
 
 impl State {
@@ -165,6 +167,7 @@ impl Job {
             io_status: IoStatus::Ok,
             actively_synced: None,
             events: Vec::new(),
+            posted: 0,
         };
         let job = Arc::new(Self {
             id: config.id,
@@ -252,12 +255,18 @@ impl Job {
         let result = {
             let mut state = self.state.lock();
             let result = change(&mut state);
-            self.outbox.post(state.events.drain(..));
+            self.post(&mut state);
             result
         };
         self.changed.notify();
         self.outbox.deliver();
         result
+    }
+
+    fn post(&self, state: &mut State) {
+        if !state.events.is_empty() {
+            state.posted = self.outbox.post(state.events.drain(..));
+        }
     }
 
     fn command<R>(&self, verb: Verb, act: impl FnOnce(&mut State) -> Result<R>) -> Result<R> {
@@ -352,13 +361,17 @@ impl Job {
         })
     }
 
-    /// Resolves when its work is over, for good or ill: to why it failed, if it did. From any thread that runs a ring.
+    /// Resolves when its work is over, for good or ill, and everybody has heard of it: to why it failed, if it did. From any
+    /// thread that runs a ring.
     pub async fn over(&self) -> std::result::Result<(), String> {
         let look = || {
             let state = self.state.lock();
-            state.status.is_over().then(|| state.error.clone())
+            let is_over = state.status.is_over();
+            is_over.then(|| (state.posted, state.error.clone()))
         };
-        self.changed.until(look).await.map_or(Ok(()), Err)
+        let (posted, error) = self.changed.until(look).await;
+        self.outbox.delivered(posted).await;
+        error.map_or(Ok(()), Err)
     }
 
     // What follows is for the job's own driver.
@@ -393,7 +406,7 @@ impl Job {
                 return None;
             }
             state.go(Status::Waiting);
-            self.outbox.post(state.events.drain(..));
+            self.post(&mut state);
             Some(true)
         };
         let waits = self.changed.until(look).await;
@@ -579,6 +592,8 @@ impl Job {
             if action == ErrorAction::Stop {
                 state.paused = true;
                 state.io_status = policy::io_status(error);
+                // The guest may have met it, with nothing of the job's own in flight.
+                state.rest();
             }
             action
         })
