@@ -53,7 +53,7 @@ impl Attendant for Commands {
             return;
         }
         let name = command.name();
-        let outcome = self.run(daemon, command);
+        let outcome = self.run(daemon, &command);
         if let Err(error) = &outcome {
             tracing::debug!(command = name, %error, "refused");
         }
@@ -96,8 +96,8 @@ impl Commands {
         }
     }
 
-    fn run(&mut self, daemon: &mut Daemon, command: Command) -> Result<Value> {
-        match &command {
+    fn run(&mut self, daemon: &mut Daemon, command: &Command) -> Result<Value> {
+        match command {
             Command::ObjectAdd(what) => self.objects.add((**what).clone()).map(nothing),
             Command::ObjectDel(what) => self.objects.remove(&what.id).map(nothing),
             Command::QomList(what) => objects::list(&self.objects, what).map(list),
@@ -108,7 +108,7 @@ impl Commands {
             Command::BlockExportDel(what) => exports::delete(daemon, what).map(nothing),
             Command::QueryBlockExports => Ok(list(exports::query(daemon))),
             Command::Transaction(what) => transaction::run(self, what).map(nothing),
-            _ => self.of_nodes(daemon, &command),
+            _ => self.of_nodes(daemon, command),
         }
     }
 
@@ -178,11 +178,15 @@ impl Commands {
             Command::JobResume(what) => any(&what.id, Ask::Resume),
             Command::JobCancel(what) => any(&what.id, Ask::Cancel),
             Command::JobComplete(what) => any(&what.id, Ask::Complete),
-            Command::JobDismiss(what) => any(&what.id, Ask::Dismiss),
-            Command::JobFinalize(what) => any(&what.id, Ask::Finalize),
+            Command::JobDismiss(what) | Command::BlockJobDismiss(what) => {
+                any(&what.id, Ask::Dismiss)
+            }
+            Command::JobFinalize(what) | Command::BlockJobFinalize(what) => {
+                any(&what.id, Ask::Finalize)
+            }
             Command::QueryJobs => {
                 let jobs = self.jobs.list().into_iter();
-                Ok(list(jobs.map(|job| events::job_info(job.info())).collect()))
+                Ok(list(jobs.map(|job| events::job_info(job.info()))))
             }
             Command::QueryBlockJobs => {
                 let jobs = self
@@ -190,15 +194,13 @@ impl Commands {
                     .list()
                     .into_iter()
                     .filter_map(|job| job.block_info());
-                Ok(list(jobs.map(events::block_job_info).collect()))
+                Ok(list(jobs.map(events::block_job_info)))
             }
             Command::BlockJobCancel(what) => jobs::cancel(self, what).map(nothing),
             Command::BlockJobPause(what) => block(&what.device, Ask::Pause),
             Command::BlockJobResume(what) => block(&what.device, Ask::Resume),
             Command::BlockJobComplete(what) => block(&what.device, Ask::Complete),
             Command::BlockJobSetSpeed(what) => jobs::set_speed(self, what).map(nothing),
-            Command::BlockJobDismiss(what) => any(&what.id, Ask::Dismiss),
-            Command::BlockJobFinalize(what) => any(&what.id, Ask::Finalize),
             // Conversation, which the monitors carry on by themselves.
             other => Err(Error::Refused(format!(
                 "The command {} has not been found",
@@ -220,8 +222,8 @@ fn nothing((): ()) -> Value {
     json!({})
 }
 
-fn list<T: Kind>(all: Vec<T>) -> Value {
-    Value::Array(all.iter().map(Kind::to_value).collect())
+fn list<T: Kind>(all: impl IntoIterator<Item = T>) -> Value {
+    Value::Array(all.into_iter().map(|one| one.to_value()).collect())
 }
 
 /// An error as clients have it.

@@ -71,13 +71,9 @@ fn check_free(host: &Commands, name: &str) -> Result<()> {
 
 /// `block_resize`.
 pub fn resize(host: &Commands, daemon: &Daemon, what: &BlockResize) -> Result<()> {
-    let name = match (&what.node_name, &what.device) {
-        (Some(name), None) | (None, Some(name)) => name,
-        _ => {
-            return Err(Error::refused(
-                "Need exactly one of 'device' and 'node-name'",
-            ));
-        }
+    let ((Some(name), None) | (None, Some(name))) = (&what.node_name, &what.device) else {
+        let message = "Need exactly one of 'device' and 'node-name'";
+        return Err(Error::refused(message));
     };
     let Ok(size) = u64::try_from(what.size) else {
         return Err(Error::refused("Parameter 'size' expects a >0 size"));
