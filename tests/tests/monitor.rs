@@ -359,30 +359,8 @@ fn waiting_for_the_first_client_ends_with_it_or_with_a_signal() {
     });
 }
 
-/// The client that QEMU's own tools use.
-#[test]
-fn the_python_client_is_served() {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("qemu.qmp");
-    let python = folder.join("bin/python");
-    let minutes = Duration::from_secs(180);
-    let installed = || {
-        let check = Tool::new(&python).args(["-c", "import qemu.qmp"]);
-        python.exists() && check.output().status.success()
-    };
-    if !installed() {
-        Tool::new("python3")
-            .args(["-m", "venv"])
-            .arg(&folder)
-            .limit(minutes)
-            .run();
-        let install = ["-m", "pip", "install", "--quiet", "qemu.qmp"];
-        Tool::new(&python).args(install).limit(minutes).run();
-    }
-    once(|bed| {
-        let (socket, mountpoint) = (bed.path("qmp"), bed.mountpoint("m"));
-        let daemon = start(bed, &socket);
-        drop(Qmp::silent(&socket));
-        const SCRIPT: &str = "
+/// What a program does with the client that QEMU's own tools use.
+const SCRIPT: &str = "
 import asyncio, sys
 from qemu.qmp import QMPClient
 async def main():
@@ -407,6 +385,30 @@ async def main():
         pass  # the daemon has hung up first, as it was told to
 asyncio.run(asyncio.wait_for(main(), 20))
 ";
+
+/// The client that QEMU's own tools use.
+#[test]
+fn the_python_client_is_served() {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("qemu.qmp");
+    let python = folder.join("bin/python");
+    let minutes = Duration::from_secs(180);
+    let installed = || {
+        let check = Tool::new(&python).args(["-c", "import qemu.qmp"]);
+        python.exists() && check.output().status.success()
+    };
+    if !installed() {
+        Tool::new("python3")
+            .args(["-m", "venv"])
+            .arg(&folder)
+            .limit(minutes)
+            .run();
+        let install = ["-m", "pip", "install", "--quiet", "qemu.qmp"];
+        Tool::new(&python).args(install).limit(minutes).run();
+    }
+    once(|bed| {
+        let (socket, mountpoint) = (bed.path("qmp"), bed.mountpoint("m"));
+        let daemon = start(bed, &socket);
+        drop(Qmp::silent(&socket));
         let tool = Tool::new(&python)
             .args(["-c", SCRIPT])
             .arg(&socket)

@@ -106,11 +106,9 @@ impl Comparison {
             return;
         }
         match ours["meta-type"].as_str().unwrap() {
-            "builtin" => {
-                if ours["json-type"] != theirs["json-type"] {
-                    self.wrong
-                        .push(format!("{place}: {ours} is {theirs} there"));
-                }
+            "builtin" if ours["json-type"] != theirs["json-type"] => {
+                self.wrong
+                    .push(format!("{place}: {ours} is {theirs} there"));
             }
             "array" => self.compare(
                 &format!("{place}.[]"),

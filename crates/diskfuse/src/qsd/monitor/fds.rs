@@ -10,10 +10,6 @@ use parking_lot::Mutex;
 use rustix::fs::OFlags;
 
 /// What paths of sets begin with.
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "for drivers that open /dev/fdset/N")
-)]
 const FOLDER: &str = "/dev/fdset/";
 
 /// Sets of descriptors of the same file, opened in different ways. Clones are the same sets.
@@ -62,9 +58,12 @@ impl FdSets {
                 return Err(QmpError::generic(message));
             }
             Some(set) => set,
-            None => (0..)
-                .find(|set| !sets.contains_key(set))
-                .unwrap_or_default(),
+            None => {
+                let taken = |set: &i64| sets.contains_key(set);
+                // As many numbers as there are sets, and one more, cannot all be taken.
+                let mut numbers = (0..).take(sets.len() + 1);
+                numbers.find(|set| !taken(set)).unwrap_or_default()
+            }
         };
         let number = i64::from(fd.as_raw_fd());
         let opaque = arguments.opaque;

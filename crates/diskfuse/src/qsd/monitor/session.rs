@@ -60,8 +60,9 @@ struct State {
 #[must_use = "the client waits for it"]
 pub struct ReplyHandle {
     session: Arc<Session>,
-    /// `Some` until it is answered; the inner one is what the client marked its request with.
-    id: Option<Option<Value>>,
+    /// What the client marked its request with.
+    id: Option<Value>,
+    answered: bool,
 }
 
 impl ReplyHandle {
@@ -72,8 +73,8 @@ impl ReplyHandle {
     }
 
     fn answer(&mut self, outcome: Result<Value, QmpError>) {
-        if let Some(id) = self.id.take() {
-            self.session.answer(outcome, id);
+        if !std::mem::replace(&mut self.answered, true) {
+            self.session.answer(outcome, self.id.take());
             self.session.next_one();
         }
     }
@@ -234,7 +235,8 @@ impl Session {
                 Ok(Outcome::For(command)) => {
                     let reply = ReplyHandle {
                         session: Arc::clone(self),
-                        id: Some(id),
+                        id,
+                        answered: false,
                     };
                     (self.inner.sink)(Request {
                         command,
