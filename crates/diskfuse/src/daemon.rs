@@ -466,7 +466,7 @@ impl Entry {
 fn close_nodes(graph: &Graph) -> Result<()> {
     let mut nodes = Vec::new();
     for name in names_from_above(graph) {
-        let node = graph.get(&name)?;
+        let node = graph.bare(&name)?;
         if !node.read_only() {
             nodes.push((name, node));
         }
