@@ -1,3 +1,5 @@
+#![allow(clippy::single_range_in_vec_init)] // A list of areas may have one.
+
 use super::*;
 
 const KIB: u64 = 1 << 10;
