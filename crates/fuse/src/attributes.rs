@@ -4,13 +4,14 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::abi::{Attr, ROOT};
+use crate::abi::Attr;
 
 /// Bytes of a block that stat suggests for I/O.
 const BLOCK: u32 = 4096;
 
 /// Mutable attributes; each stands for itself, so plain atomics do.
 pub(crate) struct Attributes {
+    ino: u64,
     mode: AtomicU32,
     uid: AtomicU32,
     gid: AtomicU32,
@@ -36,9 +37,10 @@ pub(crate) fn nanoseconds((seconds, nanos): (u64, u32)) -> u64 {
 }
 
 impl Attributes {
-    pub(crate) fn new(writable: bool) -> Self {
+    pub(crate) fn new(ino: u64, writable: bool) -> Self {
         let now = now();
         Self {
+            ino,
             mode: AtomicU32::new(if writable { 0o600 } else { 0o400 }),
             uid: AtomicU32::new(rustix::process::getuid().as_raw()),
             gid: AtomicU32::new(rustix::process::getgid().as_raw()),
@@ -93,7 +95,7 @@ impl Attributes {
         let (atime, atimensec) = time(&self.accessed);
         let (mtime, mtimensec) = time(&self.modified);
         Attr {
-            ino: ROOT,
+            ino: self.ino,
             size,
             blocks: allocated.div_ceil(512),
             atime,
