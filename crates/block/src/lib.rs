@@ -1,5 +1,6 @@
 //! What a disk is: the [`Node`] contract (*resolve, then move*), the named [`graph`] with permissions and drain, image
-//! locks that QEMU understands, and the drivers `null`, `file`, `host_device` and `raw`.
+//! locks that QEMU understands, the drivers `null`, `file`, `host_device` and `raw`, and the filters `throttle` and
+//! `blkdebug`.
 //!
 //! What this crate does *not* do: it knows nothing of FUSE, sockets or command lines, and it starts no threads. I/O
 //! runs on the ring ([`diskfuse_ring`]) of the thread that asks for it.
@@ -10,6 +11,7 @@
 //! * No lock is held across I/O. What must wait for other I/O waits with a waker, never by blocking a thread.
 //! * A number that comes from outside is checked before it is used; a mistake in it is an error, never a panic.
 
+pub mod bitmap;
 pub mod drivers;
 mod error;
 pub mod graph;
@@ -20,17 +22,21 @@ mod lock;
 mod node;
 mod permissions;
 mod range_queue;
+mod watch;
 
+pub use bitmap::DirtyBitmap;
 pub use error::{Error, Kind, Result};
 pub use graph::Graph;
 pub use hold::{Grace, Hold, Holds, LANES, lane};
 pub use host::{Aio, Alignment, HostFile};
 pub use lock::Locking;
 pub use node::{
-    Access, BlockStatus, Extent, Limits, LocalFuture, Node, Resize, Wrap, Zeroes, downcast,
+    Access, Allocation, BackingName, BlockStatus, Extent, LetGo, Limits, LocalFuture, Node, Resize,
+    Wrap, Zeroes, downcast,
 };
 pub use permissions::Permissions;
 pub use range_queue::{RangeQueue, Turn};
+pub use watch::{Edit, Edited, Watch, Watched};
 
 /// Bytes of a sector: the unit of every disk's size.
 pub const SECTOR: u64 = 512;

@@ -17,6 +17,9 @@ use crate::permissions::Permissions;
 /// A future that stays on its thread.
 pub type LocalFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
 
+/// As long as it is kept, a node holds nothing back: see [`Node::let_go`].
+pub type LetGo = Box<dyn Any + Send + Sync>;
+
 /// What is about to be done with a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
@@ -75,6 +78,24 @@ pub struct BlockStatus {
     pub zero: bool,
     /// Where it is in the host file, if it is in one as it is.
     pub host_offset: Option<u64>,
+}
+
+/// Whether a range is held by a node itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Allocation {
+    /// Bytes, from the offset asked for, that this is true of; never zero, never more than was asked for.
+    pub len: u64,
+    /// The node itself says what is there, data or zeroes; else it shows what its backing has.
+    pub allocated: bool,
+}
+
+/// The file below, as the header of an image names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackingName {
+    /// Its name, as it is to stand in the header.
+    pub name: String,
+    /// Its format (`raw`, `qcow2`), if it is to be said.
+    pub format: Option<String>,
 }
 
 /// How to change a size.
@@ -175,6 +196,13 @@ pub trait Node: Any + Send + Sync {
         self.flush()
     }
 
+    /// For a node that holds requests back of its own accord, for example to keep to a rate: it lets those go that it holds
+    /// back, and holds back no others until what it returns is dropped. The graph calls it, as somebody waits for the end of
+    /// what is in flight. From any thread; must not block.
+    fn let_go(&self) -> Option<LetGo> {
+        None
+    }
+
     /// The same disk on other children, which are given in the order of the graph's edges: it shares everything else with
     /// this node, which is not used any more when the new one is. The graph calls it while nothing is in flight.
     ///
@@ -186,6 +214,36 @@ pub trait Node: Any + Send + Sync {
             self.driver()
         );
         Err(Error::new(Kind::Unsupported, message))
+    }
+
+    /// Bytes of the unit in which it allocates space, for those who copy to it; a power of two. `None` if it has none.
+    fn cluster_size(&self) -> Option<u64> {
+        None
+    }
+
+    /// Whether the range from `offset` on, `len` bytes at most, is held by this node itself. Whoever stands on no backing node
+    /// holds everything.
+    fn allocation(&self, offset: u64, len: u64) -> LocalFuture<'_, Result<Allocation>> {
+        let _ = offset;
+        let allocated = true;
+        Box::pin(std::future::ready(Ok(Allocation { len, allocated })))
+    }
+
+    /// Makes this node hold a range itself: what it shows of its backing node there is copied into it. What others write
+    /// meanwhile stays. Nobody can see a difference.
+    fn populate(&self, offset: u64, len: u64) -> LocalFuture<'_, Result<()>> {
+        let _ = (offset, len);
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    /// Writes another name of the file below into the image, or none: it is on stable storage when it resolves, after everything
+    /// that was written before. After a crash the image names the one or the other. The node that this one stands on in
+    /// memory stays the same: that is the graph's business.
+    fn change_backing(&self, backing: Option<BackingName>) -> LocalFuture<'_, Result<()>> {
+        let _ = backing;
+        let message = format!("a node of driver '{}' names no backing file", self.driver());
+        let error = Error::new(Kind::Unsupported, message);
+        Box::pin(std::future::ready(Err(error)))
     }
 
     /// The graph says what the users of this node, and of all nodes above it, do (`used`) and let others do beside

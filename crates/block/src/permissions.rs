@@ -27,6 +27,12 @@ impl Permissions {
     /// What a writer does: reads, writes, and may resize.
     pub const WRITER: Self = Self(0b1011);
 
+    /// These and those.
+    #[must_use]
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
     /// Whether all of `other` are in it.
     pub const fn contains(self, other: Self) -> bool {
         self.0 & other.0 == other.0

@@ -51,8 +51,8 @@ pub struct NewExport {
     pub options: ExportOptions,
     /// The node to show; it is in the graph.
     pub node: String,
-    /// Iothreads of others that serve it, a queue each.
-    pub mailboxes: Vec<Mailbox>,
+    /// Threads that others use as well and that serve it, a queue each. They are kept for as long as it is served.
+    pub iothreads: Vec<Arc<IoThread>>,
     /// Threads that serve it and end with it, a queue each.
     pub own_threads: Vec<IoThread>,
     /// Its mountpoint, if that was made for it.
@@ -62,6 +62,8 @@ pub struct NewExport {
 /// An export that runs, or is being stopped. Fields are dropped in this order: what is served, who serves it, where.
 struct Entry {
     export: Arc<Export>,
+    #[expect(dead_code, reason = "kept for as long as the export is served")]
+    iothreads: Vec<Arc<IoThread>>,
     #[expect(dead_code, reason = "kept for as long as the export is served")]
     own_threads: Vec<IoThread>,
     #[expect(dead_code, reason = "kept for as long as something is mounted on it")]
@@ -138,8 +140,9 @@ impl Daemon {
             "file" | "host_device" => "raw",
             driver => driver,
         };
-        let own = new.own_threads.iter().map(IoThread::mailbox).cloned();
-        let mailboxes: Vec<Mailbox> = new.mailboxes.into_iter().chain(own).collect();
+        let threads = new.iothreads.iter().map(|thread| &**thread);
+        let threads = threads.chain(&new.own_threads).map(IoThread::mailbox);
+        let mailboxes: Vec<Mailbox> = threads.cloned().collect();
         let key = self.next;
         self.next += 1;
         let sender = self.sender.clone();
@@ -153,6 +156,7 @@ impl Daemon {
             key,
             Entry {
                 export,
+                iothreads: new.iothreads,
                 own_threads: new.own_threads,
                 made: new.made,
                 image,

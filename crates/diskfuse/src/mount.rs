@@ -152,7 +152,7 @@ fn start_export(daemon: &mut Daemon, node: String, arguments: &MountArgs) -> Res
     let export = NewExport {
         options,
         node,
-        mailboxes: Vec::new(),
+        iothreads: Vec::new(),
         own_threads,
         made,
     };

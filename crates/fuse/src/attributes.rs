@@ -20,6 +20,8 @@ pub(crate) struct Attributes {
     modified: AtomicU64,
     /// Something was written since `modified` was set: the clock is read when somebody asks, not at each write.
     written: AtomicBool,
+    /// Something was written at all.
+    ever_written: AtomicBool,
 }
 
 fn now() -> u64 {
@@ -47,6 +49,7 @@ impl Attributes {
             accessed: AtomicU64::new(now),
             modified: AtomicU64::new(now),
             written: AtomicBool::new(false),
+            ever_written: AtomicBool::new(false),
         }
     }
 
@@ -80,7 +83,13 @@ impl Attributes {
         // Looked at first: a line that all queues only read stays in all their caches.
         if !self.written.load(Ordering::Relaxed) {
             self.written.store(true, Ordering::Relaxed);
+            self.ever_written.store(true, Ordering::Relaxed);
         }
+    }
+
+    /// Whether the contents ever changed.
+    pub(crate) fn ever_written(&self) -> bool {
+        self.ever_written.load(Ordering::Relaxed)
     }
 
     /// The kernel's struct, for a disk of `size` bytes that takes `allocated` bytes on the host.

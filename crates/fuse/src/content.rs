@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use diskfuse_block::Node;
+use diskfuse_block::{LetGo, Node};
 
 use crate::file::File;
 use crate::shared::Shared;
@@ -67,6 +67,18 @@ impl Content {
             Self::File(file) => file.belongs_to(export),
             Self::Tree(tree) => tree.belongs_to(export),
         }
+    }
+
+    /// Whether anything was ever written.
+    pub(crate) fn ever_written(&self) -> bool {
+        let files = self.files();
+        files.iter().any(|file| file.attributes.ever_written())
+    }
+
+    /// Nodes hold back no requests of this export until it is dropped.
+    pub(crate) fn let_go(&self) -> Vec<LetGo> {
+        let files = self.files();
+        files.iter().flat_map(|file| file.right.let_go()).collect()
     }
 
     /// The export uses no node any more.

@@ -144,6 +144,7 @@ impl Export {
         self.shared.end(End::Stopped);
         // Whoever comes second finds nothing to give back, and must not return before the first has done it.
         let mut held = self.held.lock();
+        let let_go = self.shared.content.let_go();
         while !self.shared.wait_for_end(PATIENCE) {
             let left = self.shared.stats().in_flight;
             tracing::warn!(
@@ -152,6 +153,7 @@ impl Export {
                 "still waiting for the disk"
             );
         }
+        drop(let_go);
         let Some(Held { mut mount, device }) = held.take() else {
             return Ok(());
         };

@@ -1,8 +1,8 @@
 //! The export's right to use its node. Resizing is claimed only for as long as it takes, unless the export is growable, so that
 //! others who cannot bear it (a backing chain, a job) are in nobody's way meanwhile.
 
-use diskfuse_block::Permissions;
 use diskfuse_block::graph::Attachment;
+use diskfuse_block::{LetGo, Permissions};
 use parking_lot::Mutex;
 
 /// See the module.
@@ -39,6 +39,13 @@ impl Right {
         let state = self.0.lock();
         let attachment = state.attachment.as_ref();
         attachment.map_or_else(String::new, Attachment::node_name)
+    }
+
+    /// Nodes hold back no requests of this export until it is dropped: see [`Attachment::let_go`].
+    pub(crate) fn let_go(&self) -> Vec<LetGo> {
+        let state = self.0.lock();
+        let attachment = state.attachment.as_ref();
+        attachment.map_or_else(Vec::new, Attachment::let_go)
     }
 
     /// The right to resize, until it is dropped. [`Kind::Busy`](diskfuse_block::Kind::Busy) if somebody else cannot bear that. Takes

@@ -383,7 +383,17 @@ impl Shared {
         self.serving.fetch_sub(1, Ordering::SeqCst) == 1
     }
 
-    /// Notes that the flush at the end failed: whoever stops the export must not be told that all is well.
+    /// The flush at the end failed. Whoever stops the export must not be told that all is well, unless no write was ever
+    /// answered with success: then there is nothing that anybody could miss.
+    pub(crate) fn last_flush_failed(&self, error: diskfuse_block::Error) {
+        if self.content.ever_written() || self.backing.get().is_some() {
+            self.flush_failed(error);
+        } else {
+            tracing::debug!(export = %self.options.id, %error, "nothing was written, and the last flush failed");
+        }
+    }
+
+    /// Notes what whoever stops the export has to know.
     pub(crate) fn flush_failed(&self, error: diskfuse_block::Error) {
         tracing::error!(export = %self.options.id, %error, "the last flush failed");
         *self.flush_error.lock() = Some(error);

@@ -168,6 +168,47 @@ pub enum Error {
     /// Sizes or times of a cache that contradict each other or cannot be, as a whole sentence.
     #[error("{0}")]
     Caches(&'static str),
+    /// Properties of an object, or rules, that contradict each other or cannot be, as a whole sentence.
+    #[error("{0}")]
+    Object(&'static str),
+    /// The length of a burst that is negative or does not fit 32 bits.
+    #[error("{name} value must be in the range [0, {}]", u32::MAX)]
+    LengthRange {
+        /// The property.
+        name: &'static str,
+    },
+    /// A property that the object does not have.
+    #[error("Property '{kind}.{}' not found", Plain(name))]
+    NoProperty {
+        /// The object's type.
+        kind: &'static str,
+        /// The property.
+        name: String,
+    },
+    /// A property that cannot be changed.
+    #[error("Property '{kind}.{}' is not writable", Plain(name))]
+    FixedProperty {
+        /// The object's type.
+        kind: &'static str,
+        /// The property.
+        name: String,
+    },
+    /// A size that `blkdebug` cannot claim to have.
+    #[error("Cannot meet constraints with {name} {value}")]
+    Constraint {
+        /// The parameter.
+        name: &'static str,
+        /// Its value in bytes.
+        value: u64,
+    },
+    /// A mistake in a file of rules.
+    #[error("line {line}: {error}")]
+    ConfigLine {
+        /// The line, counted from 1.
+        line: usize,
+        /// The mistake.
+        error: Box<Error>,
+    },
     /// Two parameters that contradict each other.
     #[error("Parameters '{first}' and '{second}' cannot be used together: {reason}")]
     Conflict {

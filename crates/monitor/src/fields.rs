@@ -70,6 +70,15 @@ impl Tree {
         }
     }
 
+    /// Parameters that stand in some other place, as texts.
+    pub(crate) fn of_texts(members: Map<String, Value>) -> Self {
+        Self {
+            members,
+            syntax: Syntax::KeyValue,
+            help: false,
+        }
+    }
+
     /// The parameters, unless help was asked for.
     pub(crate) fn fields(&self) -> Result<Fields<'_>, Error> {
         if self.help {
@@ -194,6 +203,16 @@ impl<'t> Fields<'t> {
             value,
             syntax: self.syntax,
         })
+    }
+
+    /// The members of a JSON object.
+    pub(crate) fn of_json(members: &'t Map<String, Value>) -> Self {
+        Self {
+            path: String::new(),
+            members,
+            syntax: Syntax::Json,
+            asked: Vec::new(),
+        }
     }
 
     /// A member's full dotted path.
@@ -321,6 +340,23 @@ impl<'t> Fields<'t> {
         }
     }
 
+    /// The groups of a list; none if it is not there.
+    pub(crate) fn groups(&mut self, name: &'static str) -> Result<Vec<Fields<'t>>, Error> {
+        let list = match self.ask(name) {
+            None => return Ok(Vec::new()),
+            Some(Value::Array(list)) => list,
+            Some(_) => return Err(self.wrong_type(name, "array")),
+        };
+        let elements = list.iter().enumerate().map(|(index, value)| {
+            let name = self.element_name(name, index);
+            match value {
+                Value::Object(members) => Ok(self.inner(&name, members)),
+                _ => Err(self.wrong_type(&name, "object")),
+            }
+        });
+        elements.collect()
+    }
+
     /// Whether the member is there and says that there is nothing, as only JSON can; it counts as asked for.
     pub(crate) fn is_null(&mut self, name: &'static str) -> bool {
         matches!(self.ask(name), Some(Value::Null))
@@ -352,10 +388,7 @@ impl<'t> Fields<'t> {
             Some(Value::String(text)) => Ok(Some(Err(text.clone()))),
             Some(Value::Array(list)) => {
                 let texts = list.iter().enumerate().map(|(index, value)| {
-                    let full_name = || match self.syntax {
-                        Syntax::KeyValue => format!("{}{name}.{index}", self.path),
-                        Syntax::Json => format!("{}{name}[{index}]", self.path),
-                    };
+                    let full_name = || self.full_name(&self.element_name(name, index));
                     self.as_text(value, full_name).map(str::to_owned)
                 });
                 texts.collect::<Result<_, _>>().map(|texts| Some(Ok(texts)))
@@ -401,6 +434,14 @@ impl<'t> Fields<'t> {
         Error::WrongType {
             name: self.full_name(name),
             expected,
+        }
+    }
+
+    /// What an element of a list is called.
+    fn element_name(&self, list: &str, index: usize) -> String {
+        match self.syntax {
+            Syntax::KeyValue => format!("{list}.{index}"),
+            Syntax::Json => format!("{list}[{index}]"),
         }
     }
 

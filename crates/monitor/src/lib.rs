@@ -43,8 +43,9 @@ mod suggest;
 pub mod trace;
 
 pub use blockdev::{
-    Aio, BackingRef, BlockDriver, BlockRef, BlockdevOptions, CacheOptions, CacheSizes,
-    DetectZeroes, Discard, FileOptions, Metadata, NullOptions, Qcow2Options, RawOptions,
+    Aio, BackingRef, BlkdebugOptions, BlockDriver, BlockRef, BlockdevOptions, CacheOptions,
+    CacheSizes, DetectZeroes, Discard, FileOptions, Metadata, NullOptions, Qcow2Options,
+    RawOptions, ThrottleOptions,
 };
 pub use chardev::{
     ChardevBackend, ChardevOptions, MonitorOptions, SocketAddress, SocketOptions, SocketRole,
@@ -59,6 +60,9 @@ pub use export::{
     TransportOptions, parse_cpus,
 };
 pub use fields::OnOffAuto;
-pub use object::{IothreadOptions, ObjectOptions};
+pub use object::{
+    IothreadOptions, ObjectOptions, Property, SecretOptions, SecretSource, ThrottleGroupOptions,
+    ThrottleLimits, ThrottleRate,
+};
 pub use qmp::{ErrorClass, Event, QmpError};
 pub use trace::TraceOptions;

@@ -1,18 +1,31 @@
 //! What `--object` says: helpers that nodes and exports refer to by id. Makes none of them.
 
+mod qom;
+mod secret;
 mod shape;
+mod throttle_group;
 
 use serde_json::{Map, Value};
 
+use crate::command::HelpTopic;
 use crate::error::Error;
 use crate::fields::{self, Fields, Tree};
 pub(crate) use shape::shape;
+
+pub use qom::Property;
+pub use secret::{SecretFormat, SecretOptions, SecretSource};
+pub(crate) use throttle_group::property_names as throttle_group_property_names;
+pub use throttle_group::{MAX_RATE, ThrottleGroupOptions, ThrottleLimits, ThrottleRate};
 
 /// One object: the argument of `--object` (`ObjectOptions` in QEMU's `qapi/qom.json`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ObjectOptions {
     /// `iothread`: a thread with an event loop.
     Iothread(IothreadOptions),
+    /// `throttle-group`: limits that nodes share.
+    ThrottleGroup(ThrottleGroupOptions),
+    /// `secret`: something not to be seen, by name.
+    Secret(SecretOptions),
 }
 
 /// Properties of an iothread (`IothreadProperties` in QEMU's `qapi/qom.json`). All numbers go up to `i64::MAX`.
@@ -34,13 +47,14 @@ pub struct IothreadOptions {
 /// How long an iothread waits busily when nothing is said, in nanoseconds (what QEMU does).
 pub const DEFAULT_POLL_MAX_NS: u64 = 32_768;
 
-/// Types of object that `qemu-storage-daemon` knows (its `--object help`).
+/// Types of object that `qemu-storage-daemon` 10.0 and 11.1 know (their `--object help`).
 const KNOWN_TO_QEMU: &[&str] = &[
     "authz-list",
     "authz-list-file",
     "authz-simple",
     "iothread",
     "main-loop",
+    "monitor-qmp",
     "pr-manager-helper",
     "secret",
     "secret_keyring",
@@ -56,10 +70,8 @@ const KNOWN_TO_QEMU: &[&str] = &[
 pub(crate) enum Request {
     /// An object.
     Object(ObjectOptions),
-    /// The properties of an iothread.
-    IothreadHelp,
-    /// Which objects there are.
-    Help,
+    /// Which objects there are, or the properties of one.
+    Help(HelpTopic),
 }
 
 impl ObjectOptions {
@@ -76,7 +88,7 @@ impl ObjectOptions {
     pub fn parse(argument: &str) -> Result<Self, Error> {
         match Request::parse(argument)? {
             Request::Object(object) => Ok(object),
-            Request::Help | Request::IothreadHelp => Err(Error::NoHelp),
+            Request::Help(_) => Err(Error::NoHelp),
         }
     }
 
@@ -91,7 +103,7 @@ impl ObjectOptions {
     pub(crate) fn from_fields(fields: Fields<'_>) -> Result<Self, Error> {
         match Request::of(fields, false)? {
             Request::Object(object) => Ok(object),
-            Request::Help | Request::IothreadHelp => Err(Error::NoHelp),
+            Request::Help(_) => Err(Error::NoHelp),
         }
     }
 }
@@ -104,30 +116,30 @@ impl Request {
 
     fn of(mut fields: Fields<'_>, help: bool) -> Result<Self, Error> {
         let kind = fields.text("qom-type")?;
-        match kind {
-            Some("iothread") if help => return Ok(Self::IothreadHelp),
-            _ if help => return Ok(Self::Help),
-            Some("iothread") => (),
-            Some(kind) if KNOWN_TO_QEMU.contains(&kind) => {
-                return Err(Error::NotBuilt {
-                    what: format!("object type '{kind}'"),
-                });
-            }
-            Some(kind) => {
-                return Err(fields::bad_value(
-                    "qom-type",
-                    kind,
-                    KNOWN_TO_QEMU.iter().copied(),
-                ));
-            }
-            None => {
-                return Err(Error::Missing {
-                    name: "qom-type".to_owned(),
-                });
-            }
+        if help {
+            return Ok(Self::Help(match kind {
+                Some("iothread") => HelpTopic::Iothread,
+                Some("throttle-group") => HelpTopic::ThrottleGroup,
+                Some("secret") => HelpTopic::Secret,
+                _ => HelpTopic::Objects,
+            }));
         }
-        IothreadOptions::read(fields)
-            .map(|iothread| Self::Object(ObjectOptions::Iothread(iothread)))
+        let object = match fields.require("qom-type", kind)? {
+            "iothread" => IothreadOptions::read(fields).map(ObjectOptions::Iothread),
+            "throttle-group" => {
+                ThrottleGroupOptions::read(fields).map(ObjectOptions::ThrottleGroup)
+            }
+            "secret" => SecretOptions::read(fields).map(ObjectOptions::Secret),
+            kind if KNOWN_TO_QEMU.contains(&kind) => Err(Error::NotBuilt {
+                what: format!("object type '{kind}'"),
+            }),
+            kind => Err(fields::bad_value(
+                "qom-type",
+                kind,
+                KNOWN_TO_QEMU.iter().copied(),
+            )),
+        };
+        object.map(Self::Object)
     }
 }
 
@@ -135,19 +147,30 @@ impl IothreadOptions {
     fn read(mut fields: Fields<'_>) -> Result<Self, Error> {
         let id = fields.identifier("id")?;
         let id = fields.require("id", id)?.to_owned();
-        let poll_max_ns = read_property(&mut fields, "poll-max-ns")?.unwrap_or(DEFAULT_POLL_MAX_NS);
-        let poll_grow = read_property(&mut fields, "poll-grow")?.unwrap_or(0);
-        let poll_shrink = read_property(&mut fields, "poll-shrink")?.unwrap_or(0);
-        let aio_max_batch = read_property(&mut fields, "aio-max-batch")?.unwrap_or(0);
-        fields.not_built(&["thread-pool-min", "thread-pool-max"])?;
-        fields.finish()?;
-        Ok(Self {
+        let mut iothread = Self {
             id,
-            poll_max_ns,
-            poll_grow,
-            poll_shrink,
-            aio_max_batch,
-        })
+            poll_max_ns: DEFAULT_POLL_MAX_NS,
+            poll_grow: 0,
+            poll_shrink: 0,
+            aio_max_batch: 0,
+        };
+        iothread.read_properties(&mut fields)?;
+        fields.not_built(&["thread-pool-min", "thread-pool-max", "poll-weight"])?;
+        fields.finish()?;
+        Ok(iothread)
+    }
+
+    /// Takes those that are given; on an error none.
+    fn read_properties(&mut self, fields: &mut Fields<'_>) -> Result<(), Error> {
+        let poll_max_ns = read_property(fields, "poll-max-ns")?;
+        let poll_grow = read_property(fields, "poll-grow")?;
+        let poll_shrink = read_property(fields, "poll-shrink")?;
+        let aio_max_batch = read_property(fields, "aio-max-batch")?;
+        self.poll_max_ns = poll_max_ns.unwrap_or(self.poll_max_ns);
+        self.poll_grow = poll_grow.unwrap_or(self.poll_grow);
+        self.poll_shrink = poll_shrink.unwrap_or(self.poll_shrink);
+        self.aio_max_batch = aio_max_batch.unwrap_or(self.aio_max_batch);
+        Ok(())
     }
 }
 

@@ -32,6 +32,9 @@ const OURS: &[&str] = &[
     "block-export-add.placement",
     "block-export-add.cpus",
     "block-export-add.passthrough",
+    // QEMU 11 has it.
+    "blockdev-add.inject-error.[].delay-ns",
+    "blockdev-reopen.options.[].inject-error.[].delay-ns",
 ];
 
 /// Places where one side has a type that says less.

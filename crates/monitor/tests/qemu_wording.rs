@@ -294,6 +294,29 @@ fn mistakes_about_exports_have_the_words_of_qemu() {
 }
 
 #[test]
+fn mistakes_about_filters_have_the_words_of_qemu() {
+    for argument in [
+        "throttle,node-name=t,file=n",
+        "throttle,node-name=t,throttle-group=g",
+        "throttle,node-name=t,throttle-group=g,file=n,zz=1",
+        "blkdebug,node-name=b",
+        "blkdebug,node-name=b,image.driver=null-co,zz=1",
+        "blkdebug,node-name=b,image.driver=null-co,align=511",
+        "blkdebug,node-name=b,image.driver=null-co,align=-1",
+        "blkdebug,node-name=b,image.driver=null-co,inject-error=none",
+        "blkdebug,node-name=b,image.driver=null-co,inject-error.0=none",
+        "blkdebug,node-name=b,image.driver=null-co,inject-error.0.errno=5",
+        "blkdebug,node-name=b,image.driver=null-co,inject-error.0.event=zz",
+        "blkdebug,node-name=b,image.driver=null-co,inject-error.0.event=none,inject-error.0.zz=1",
+        "blkdebug,node-name=b,image.driver=null-co,inject-error.0.event=none,inject-error.0.iotype=zz",
+        "blkdebug,node-name=b,image.driver=null-co,set-state.0.event=none",
+        "{'driver':'blkdebug','node-name':'b','image':{'driver':'null-co'},'set-state':[{'event':'none'}]}",
+    ] {
+        same(&["--blockdev", argument]);
+    }
+}
+
+#[test]
 fn mistakes_about_objects_have_the_words_of_qemu() {
     for argument in [
         "id=a",
@@ -304,6 +327,25 @@ fn mistakes_about_objects_have_the_words_of_qemu() {
         "iothread,id=a,poll-grow=-1",
         "iothread,id=a,zz=1",
         "iothread,help,zz",
+        "throttle-group,x-bps-total=1",
+        "throttle-group,id=a,x-bps-total=1k",
+        "throttle-group,id=a,x-bps-total=-1",
+        "throttle-group,id=a,x-zz=1",
+        "throttle-group,id=a,limits.zz=1",
+        "throttle-group,id=a,limits=1",
+        "throttle-group,id=a,limits.bps-total=-1",
+        "throttle-group,id=a,limits.bps-total=1,limits.bps-read=1",
+        "throttle-group,id=a,limits.iops-total-max=1",
+        "throttle-group,id=a,limits.iops-total=2,limits.iops-total-max=1",
+        "throttle-group,id=a,limits.iops-total=1,limits.iops-total-max-length=2",
+        "throttle-group,id=a,limits.iops-total=1,limits.iops-total-max-length=0",
+        "throttle-group,id=a,limits.iops-size=1",
+        "secret,id=a",
+        "secret,data=a",
+        "secret,id=a,data=x,file=y",
+        "secret,id=a,data=##,format=base64",
+        "secret,id=a,data=x,format=zz",
+        "secret,id=a,zz=1",
         "{'qom-type':'iothread','id':'a','poll-max-ns':'1'}",
     ] {
         same(&["--object", argument]);

@@ -22,7 +22,7 @@ use crate::error::Error;
 use crate::fd::SharedFd;
 use crate::mail::{Letter, Postbox};
 use crate::op::{Action, CancelKey};
-use crate::polling::{Advice, Spin};
+use crate::polling::{Advice, Polling, Spin};
 use crate::pool::Pool;
 use crate::table::{Hearer, Table};
 use crate::task::Tasks;
@@ -101,6 +101,11 @@ impl Inner {
             Driver::Uring(_) => Backend::Uring,
             Driver::Epoll(_) => Backend::Epoll,
         }
+    }
+
+    /// Polls by other settings from now on.
+    pub(crate) fn set_polling(&self, polling: Polling) {
+        *self.spin.borrow_mut() = Spin::new(polling, awake::is_for_this_machine());
     }
 
     /// Puts an operation into the table and on its way.

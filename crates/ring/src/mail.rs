@@ -13,6 +13,7 @@ use crossbeam_queue::SegQueue;
 
 use crate::error::Error;
 use crate::op::CancelKey;
+use crate::polling::Polling;
 
 /// One message to a ring.
 pub(crate) enum Letter {
@@ -106,6 +107,12 @@ impl Mailbox {
     /// ring is gone.
     pub fn post(&self, work: impl FnOnce() + Send + 'static) -> Result<(), Error> {
         self.0.send(Letter::Run(Box::new(work)))
+    }
+
+    /// Changes how the ring polls before it sleeps. It holds from the ring's next turn on: the ring forgets what it has
+    /// learnt and begins as if it had been made so. [`Error::Ended`] if the ring is gone.
+    pub fn set_polling(&self, polling: Polling) -> Result<(), Error> {
+        self.post(move || crate::current::with(|inner| inner.set_polling(polling)))
     }
 
     /// Runs the future that `make` returns as a task of the ring's thread; the reply resolves to its result, or to

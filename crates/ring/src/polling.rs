@@ -91,7 +91,7 @@ pub(crate) enum Advice {
 /// The present state of one loop's polling.
 #[derive(Debug)]
 pub(crate) struct Spin {
-    settings: Polling,
+    pub(crate) settings: Polling,
     /// How long to spin.
     now: Duration,
     /// Ways that this machine has.

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 use super::{Graph, busy};
 use crate::error::Result;
-use crate::node::{LocalFuture, Node};
+use crate::node::{LetGo, LocalFuture, Node};
 
 /// How the graph makes a user of a node stop.
 pub trait DrainHook: Send + Sync {
@@ -83,6 +83,8 @@ pub struct Drained {
     graph: Graph,
     nodes: Vec<String>,
     brakes: Vec<Arc<Brake>>,
+    /// So that nobody waits for a node that takes its time on purpose.
+    _let_go: Vec<LetGo>,
 }
 
 impl std::fmt::Debug for Drained {
@@ -101,6 +103,13 @@ impl Drop for Drained {
 }
 
 impl Graph {
+    /// Makes the nodes of these names, and those below them, hold back no requests of their own accord until what is
+    /// returned is dropped: for whoever is going to wait for what is in flight there. [`Graph::drain`] does so by itself.
+    pub fn let_go(&self, names: &[String]) -> Vec<LetGo> {
+        let nodes = self.0.lock().with_descendants(names);
+        nodes.iter().filter_map(|node| node.let_go()).collect()
+    }
+
     /// Stops every user of the node and of the nodes above it, and resolves when nothing of theirs is in flight.
     /// Drains nest and may overlap. While a node is drained nobody can attach to it. Must run on a ring's thread;
     /// a user's hook that lives on another thread is waited for, not blocked on.
@@ -115,6 +124,7 @@ impl Graph {
         // From here on a drop of this future, too, lets everyone go on.
         let drained = Drained {
             graph: self.clone(),
+            _let_go: self.let_go(&nodes),
             nodes,
             brakes,
         };

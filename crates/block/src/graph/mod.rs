@@ -18,7 +18,7 @@ pub use drain::{DrainHook, Drained};
 pub use place::Place;
 
 use crate::error::{Error, Kind, Result};
-use crate::node::Node;
+use crate::node::{LetGo, Node};
 use crate::permissions::Permissions;
 use state::{State, UserEntry};
 
@@ -194,6 +194,11 @@ impl Attachment {
     /// may not; then all is as it was.
     pub fn use_for(&self, perm: Permissions) -> Result<()> {
         self.graph.0.lock().use_for(self.id, perm)
+    }
+
+    /// For a user that waits for the end of what it has in flight: see [`Graph::let_go`].
+    pub fn let_go(&self) -> Vec<LetGo> {
+        self.graph.let_go(&[self.node_name()])
     }
 }
 

@@ -258,6 +258,20 @@ impl State {
         found
     }
 
+    /// The nodes of these names, and those below them.
+    pub(super) fn with_descendants(&self, names: &[String]) -> Vec<Arc<dyn Node>> {
+        let mut wanted: HashSet<&str> = names.iter().map(String::as_str).collect();
+        let mut found = Vec::new();
+        // From above to below: what stands above a node is behind it in the list.
+        for entry in self.entries.iter().rev() {
+            if wanted.contains(&*entry.name) {
+                wanted.extend(entry.children.iter().map(|(child, _)| &**child));
+                found.extend(entry.bare().ok().cloned());
+            }
+        }
+        found
+    }
+
     /// Everybody's claims on each node.
     pub(super) fn claims(&self) -> Vec<Vec<Claim>> {
         let mut all: Vec<Vec<Claim>> = self.entries.iter().map(own_claims).collect();

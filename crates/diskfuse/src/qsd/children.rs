@@ -4,10 +4,11 @@
 use std::sync::Arc;
 
 use diskfuse_block::Node;
+use diskfuse_monitor::blockdev::{DetectZeroes, Discard};
 use diskfuse_monitor::{BlockRef, BlockdevOptions};
 
 use super::nodes::Nodes;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// A node of the graph.
 pub(super) struct Child {
@@ -35,6 +36,21 @@ impl<'n> Children<'n> {
         match reference {
             BlockRef::Name(name) => self.find(name),
             BlockRef::Inline(options) => self.make(options),
+        }
+    }
+
+    /// The node that a filter of these options stands on.
+    pub(super) fn filtered(
+        &mut self,
+        reference: &BlockRef,
+        filter: &BlockdevOptions,
+    ) -> Result<Child> {
+        match reference {
+            BlockRef::Name(name) => {
+                refuse_zero_detection(filter)?;
+                self.find(name)
+            }
+            BlockRef::Inline(inside) => self.make(&with_outer_say(inside, filter)),
         }
     }
 
@@ -78,4 +94,28 @@ impl Drop for Children<'_> {
             }
         }
     }
+}
+
+/// Filters hand discards and zeroes down as they are, so a node written inside one acts on what the filter says: it
+/// discards only if both do, and looks for zeroes if one of them does.
+pub(super) fn with_outer_say(inside: &BlockdevOptions, outer: &BlockdevOptions) -> BlockdevOptions {
+    let mut inside = inside.clone();
+    if outer.discard == Discard::Ignore {
+        inside.discard = Discard::Ignore;
+    }
+    if outer.detect_zeroes != DetectZeroes::Off {
+        inside.detect_zeroes = outer.detect_zeroes;
+    }
+    inside
+}
+
+fn refuse_zero_detection(options: &BlockdevOptions) -> Result<()> {
+    if options.detect_zeroes == DetectZeroes::Off {
+        return Ok(());
+    }
+    let driver = options.driver.name();
+    Err(Error::Refused(format!(
+        "Parameter 'detect-zeroes' of a {driver} node over a named node is not built into this version yet \
+         (set it on the node below)"
+    )))
 }

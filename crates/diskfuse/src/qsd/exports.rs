@@ -5,14 +5,14 @@ use diskfuse_monitor::{
     ExportKind, ExportOptions, ExportThreads, OnOffAuto, Placement, Transport, TransportOptions,
 };
 
-use super::objects::Iothreads;
+use super::objects::Objects;
 use super::suggest;
 use crate::daemon::{Daemon, NewExport, own_threads};
 use crate::error::{Error, Result};
 
 /// Starts the export; its file is usable when this returns. `fixed-iothread` asks for what is always so: an export's
 /// queues stay on the threads they were given, and every node serves every thread.
-pub fn add(daemon: &mut Daemon, iothreads: &mut Iothreads, options: &ExportOptions) -> Result<()> {
+pub fn add(daemon: &mut Daemon, objects: &Objects, options: &ExportOptions) -> Result<()> {
     let id = &options.id;
     if daemon.has_export(id) {
         return Err(Error::Refused(format!(
@@ -21,15 +21,15 @@ pub fn add(daemon: &mut Daemon, iothreads: &mut Iothreads, options: &ExportOptio
     }
     check_node(daemon, &options.node_name)?;
     let mut own = Vec::new();
-    let mailboxes = match &options.threads {
-        ExportThreads::Node => vec![iothreads.main()?],
-        ExportThreads::Iothread(name) => vec![iothreads.get(name)?],
+    let iothreads = match &options.threads {
+        ExportThreads::Node => vec![objects.main()?],
+        ExportThreads::Iothread(name) => vec![objects.iothread(name)?],
         ExportThreads::Iothreads(names) => names
             .iter()
-            .map(|name| iothreads.get(name))
+            .map(|name| objects.iothread(name))
             .collect::<Result<_>>()?,
         ExportThreads::Own(count) => {
-            own = own_threads(count.get(), iothreads.choice())?;
+            own = own_threads(count.get(), objects.choice())?;
             Vec::new()
         }
     };
@@ -56,7 +56,7 @@ pub fn add(daemon: &mut Daemon, iothreads: &mut Iothreads, options: &ExportOptio
             },
         },
         node: options.node_name.clone(),
-        mailboxes,
+        iothreads,
         own_threads: own,
         made: None,
     };

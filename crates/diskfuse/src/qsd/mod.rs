@@ -3,6 +3,7 @@
 
 mod children;
 mod exports;
+mod filters;
 mod live;
 mod nodes;
 mod objects;
@@ -23,7 +24,7 @@ use crate::daemon::{Daemon, Lifetime};
 use crate::error::{Error, Plain, Result};
 use crate::{logging, output};
 use nodes::Nodes;
-use objects::Iothreads;
+use objects::Objects;
 use pidfile::PidFile;
 
 /// `--version`. Scripts look for the name of the program that they know; the version is ours.
@@ -72,11 +73,11 @@ fn run(name: &str, arguments: Vec<OsString>) -> Result<ExitCode> {
     };
     logging::start(settings.log.as_deref(), None)?;
     // In this order, so that on an error the exports end before the threads that serve them.
-    let mut iothreads = Iothreads::new(settings.choice());
+    let objects = Objects::new(settings.choice());
     let mut daemon = Daemon::new(Lifetime::Signals)?;
-    let nodes = Nodes::new(daemon.graph().clone(), settings.choice());
+    let nodes = Nodes::new(daemon.graph().clone(), objects.clone());
     for (directive, words) in directives.into_iter().zip(split(words)) {
-        carry_out(directive, &nodes, &mut daemon, &mut iothreads)
+        carry_out(directive, &nodes, &mut daemon, &objects)
             .map_err(|error| Error::Refused(format!("{}: {error}", Plain(&words))))?;
     }
     drop(nodes);
@@ -102,18 +103,22 @@ fn carry_out(
     directive: Directive,
     nodes: &Nodes,
     daemon: &mut Daemon,
-    iothreads: &mut Iothreads,
+    objects: &Objects,
 ) -> Result<()> {
     match directive {
         Directive::Blockdev(options) => nodes.add(&options).map(drop),
-        Directive::Object(options) => iothreads.add(&options),
-        Directive::Export(options) => exports::add(daemon, iothreads, &options),
+        Directive::Object(options) => objects.add(options),
+        Directive::Export(options) => exports::add(daemon, objects, &options),
         Directive::PidFile(_)
         | Directive::Daemonize
         | Directive::Help(_)
         | Directive::Version
         | Directive::Log(_)
         | Directive::EventLoop(_) => Ok(()),
+        Directive::Chardev(_)
+        | Directive::Monitor(_)
+        | Directive::File(..)
+        | Directive::Trace(_) => Ok(()),
     }
 }
 

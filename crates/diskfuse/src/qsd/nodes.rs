@@ -11,18 +11,19 @@ use diskfuse_block::drivers::{self, FileConfig, NullConfig, RawConfig};
 use diskfuse_block::{Aio, Graph, Locking, Node};
 use diskfuse_monitor::blockdev::{DetectZeroes, Discard};
 use diskfuse_monitor::{
-    BlockDriver, BlockRef, BlockdevOptions, FileOptions, NullOptions, OnOffAuto, RawOptions,
+    BlockDriver, BlockdevOptions, FileOptions, NullOptions, OnOffAuto, RawOptions,
 };
-use diskfuse_ring::{Choice, Config, Polling, Ring};
+use diskfuse_ring::{Config, Polling, Ring};
 
 use super::children::Children;
-use super::{qcow2, suggest};
+use super::objects::Objects;
+use super::{filters, qcow2, suggest};
 use crate::error::{Error, Result};
 
 /// What makes nodes. It is there while the command line is carried out.
 pub struct Nodes {
     pub(super) graph: Graph,
-    choice: Choice,
+    pub(super) objects: Objects,
     /// For formats, which read their metadata before anything is served. Made when it is needed.
     ring: OnceCell<Ring>,
     /// What each node was made of.
@@ -30,11 +31,11 @@ pub struct Nodes {
 }
 
 impl Nodes {
-    /// Puts nodes into `graph`; an event loop, if one is needed, stands on `choice`.
-    pub fn new(graph: Graph, choice: Choice) -> Self {
+    /// Puts nodes into `graph`, which may refer to `objects`.
+    pub fn new(graph: Graph, objects: Objects) -> Self {
         Self {
             graph,
-            choice,
+            objects,
             ring: OnceCell::new(),
             made: RefCell::default(),
         }
@@ -124,6 +125,8 @@ impl Nodes {
             ),
             BlockDriver::Raw(raw) => self.add_raw(raw, options),
             BlockDriver::Qcow2(qcow2) => qcow2::add(self, qcow2, options),
+            BlockDriver::Throttle(throttle) => filters::add_throttle(self, throttle, options),
+            BlockDriver::Blkdebug(blkdebug) => filters::add_blkdebug(self, blkdebug, options),
         }
     }
 
@@ -133,7 +136,7 @@ impl Nodes {
             Some(ring) => ring,
             None => {
                 let ring = Ring::new(&Config {
-                    choice: self.choice,
+                    choice: self.objects.choice(),
                     polling: Polling::OFF,
                 })?;
                 self.ring.get_or_init(|| ring)
@@ -144,13 +147,7 @@ impl Nodes {
 
     fn add_raw(&self, raw: &RawOptions, options: &BlockdevOptions) -> Result<String> {
         let mut children = Children::new(self);
-        let below = match &raw.file {
-            BlockRef::Name(name) => {
-                refuse_zero_detection(options)?;
-                children.find(name)?
-            }
-            BlockRef::Inline(inside) => children.make(&with_outer_say(inside, options))?,
-        };
+        let below = children.filtered(&raw.file, options)?;
         let config = RawConfig {
             offset: raw.offset,
             size: raw.size,
@@ -220,32 +217,12 @@ pub(super) fn detect_zeroes(detect: DetectZeroes) -> drivers::DetectZeroes {
     }
 }
 
-/// The raw driver hands discards and zeroes down as they are, so a node written inside a raw one acts on what the raw
-/// one says: it discards only if both do, and looks for zeroes if one of them does.
-fn with_outer_say(inside: &BlockdevOptions, outer: &BlockdevOptions) -> BlockdevOptions {
-    let mut inside = inside.clone();
-    if outer.discard == Discard::Ignore {
-        inside.discard = Discard::Ignore;
-    }
-    if outer.detect_zeroes != DetectZeroes::Off {
-        inside.detect_zeroes = outer.detect_zeroes;
-    }
-    inside
-}
-
-fn refuse_zero_detection(options: &BlockdevOptions) -> Result<()> {
-    if options.detect_zeroes == DetectZeroes::Off {
-        return Ok(());
-    }
-    Err(Error::Refused(
-        "Parameter 'detect-zeroes' of a raw node over a named node is not built into this version yet \
-         (set it on the node below)"
-            .to_owned(),
-    ))
-}
-
 #[cfg(test)]
 mod tests {
+    use diskfuse_monitor::BlockRef;
+    use diskfuse_ring::Choice;
+
+    use super::super::children::with_outer_say;
     use super::*;
 
     fn parse(argument: &str) -> BlockdevOptions {
@@ -253,7 +230,7 @@ mod tests {
     }
 
     fn add_text(graph: &Graph, argument: &str) -> Result<String> {
-        Nodes::new(graph.clone(), Choice::Auto).add(&parse(argument))
+        Nodes::new(graph.clone(), Objects::new(Choice::Auto)).add(&parse(argument))
     }
 
     #[test]

@@ -105,7 +105,7 @@ pub(crate) async fn run(mut membership: Membership, device: SharedFd) {
     if last && queue.shared.options.writable {
         for node in queue.shared.content.written() {
             if let Err(error) = node.flush().await {
-                queue.shared.flush_failed(error);
+                queue.shared.last_flush_failed(error);
             }
         }
     }

@@ -9,11 +9,13 @@
 //! nodes take over what the outer one says about caching and writing; a node that is referred to by name does
 //! not.
 
+pub mod blkdebug;
 mod file;
 mod null;
 mod qcow2;
 mod raw;
 mod shape;
+mod throttle;
 
 use serde_json::{Map, Value};
 
@@ -21,6 +23,7 @@ use crate::error::Error;
 use crate::fields::{self, Fields, NameOrGroup, Tree};
 use crate::ident;
 
+pub use blkdebug::BlkdebugOptions;
 pub use file::{Aio, FileOptions};
 pub use null::NullOptions;
 pub use qcow2::{CacheSizes, Metadata, Qcow2Options};
@@ -28,6 +31,7 @@ pub use raw::RawOptions;
 pub(crate) use shape::shape;
 #[cfg(test)]
 pub(crate) use shape::tests as shape_tests;
+pub use throttle::ThrottleOptions;
 
 /// How many nodes may be written inside each other in one argument. Keeps the reader's recursion small; real chains
 /// are a few nodes deep.
@@ -78,20 +82,10 @@ pub enum BlockDriver {
     Raw(RawOptions),
     /// `qcow2`: an image with metadata in another node.
     Qcow2(Qcow2Options),
-}
-
-impl BlockDriver {
-    /// What it is called in options.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::NullCo(_) => "null-co",
-            Self::NullAio(_) => "null-aio",
-            Self::File(_) => "file",
-            Self::HostDevice(_) => "host_device",
-            Self::Raw(_) => "raw",
-            Self::Qcow2(_) => "qcow2",
-        }
-    }
+    /// `throttle`: another node, kept to the limits of a group.
+    Throttle(ThrottleOptions),
+    /// `blkdebug`: another node, with errors.
+    Blkdebug(BlkdebugOptions),
 }
 
 /// A node that another node stands on.
@@ -153,6 +147,22 @@ impl DetectZeroes {
     const WORDS: &[(&str, Self)] = &[("off", Self::Off), ("on", Self::On), ("unmap", Self::Unmap)];
 }
 
+impl BlockDriver {
+    /// What the driver is called in `driver=…`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::NullCo(_) => "null-co",
+            Self::NullAio(_) => "null-aio",
+            Self::File(_) => "file",
+            Self::HostDevice(_) => "host_device",
+            Self::Raw(_) => "raw",
+            Self::Qcow2(_) => "qcow2",
+            Self::Throttle(_) => "throttle",
+            Self::Blkdebug(_) => "blkdebug",
+        }
+    }
+}
+
 /// Reads the parameters that only one driver has. The context is for nodes written inside.
 type ReadDriver = fn(&mut Fields<'_>, &Context) -> Result<BlockDriver, Error>;
 
@@ -160,7 +170,14 @@ type ReadDriver = fn(&mut Fields<'_>, &Context) -> Result<BlockDriver, Error>;
 type Driver = (&'static str, ReadDriver);
 
 /// What each driver's file serves.
-const DRIVERS: &[&[Driver]] = &[null::DRIVERS, file::DRIVERS, raw::DRIVERS, qcow2::DRIVERS];
+const DRIVERS: &[&[Driver]] = &[
+    null::DRIVERS,
+    file::DRIVERS,
+    raw::DRIVERS,
+    qcow2::DRIVERS,
+    throttle::DRIVERS,
+    blkdebug::DRIVERS,
+];
 
 /// Drivers that `qemu-storage-daemon` 10.0 and 11.1 know (`BlockdevDriver` in `qapi/block-core.json`). Those that are
 /// served here need not be taken out.

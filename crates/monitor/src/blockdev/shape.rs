@@ -184,17 +184,48 @@ fn blkdebug() -> Vec<MemberShape> {
             "inject-error",
             Shape::Array(Box::new(Shape::Named("BlkdebugInjectErrorOptions", || {
                 Definition::object(vec![
-                    M::required("event", STR),
+                    M::required("event", event()),
                     M::optional("state", INT),
-                    M::optional("iotype", STR),
+                    M::optional("iotype", io_type()),
                     M::optional("errno", INT),
+                    M::optional("delay-ns", INT),
                     M::optional("sector", INT),
                     M::optional("once", BOOL),
                     M::optional("immediately", BOOL),
                 ])
             }))),
         ),
+        M::optional(
+            "set-state",
+            Shape::Array(Box::new(Shape::Named("BlkdebugSetStateOptions", || {
+                Definition::object(vec![
+                    M::required("event", event()),
+                    M::optional("state", INT),
+                    M::required("new_state", INT),
+                ])
+            }))),
+        ),
+        M::optional("config", STR),
+        M::optional("align", INT),
+        M::optional("max-transfer", INT),
+        M::optional("opt-write-zero", INT),
+        M::optional("max-write-zero", INT),
+        M::optional("opt-discard", INT),
+        M::optional("max-discard", INT),
     ]
+}
+
+fn event() -> Shape {
+    Shape::Named("BlkdebugEvent", || {
+        Definition::Enum(super::blkdebug::EVENTS.to_vec())
+    })
+}
+
+fn io_type() -> Shape {
+    Shape::Named("BlkdebugIOType", || {
+        let words = super::blkdebug::BlkdebugIoType::WORDS.iter();
+        Definition::Enum(words.map(|(word, _)| *word).collect())
+    })
 }
 
 #[cfg(test)]

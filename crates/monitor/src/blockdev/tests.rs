@@ -205,7 +205,7 @@ fn a_near_name_is_offered() {
 
 #[test]
 fn what_only_qemu_has_is_told_apart_from_what_nobody_has() {
-    for driver in ["qcow", "throttle", "blkdebug", "nbd"] {
+    for driver in ["qcow", "quorum", "blkverify", "nbd"] {
         assert_eq!(
             message(driver),
             format!("driver '{driver}' is not built into this version yet")

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::HelpTopic;
-use crate::object::DEFAULT_POLL_MAX_NS;
+use crate::object::{DEFAULT_POLL_MAX_NS, throttle_group_property_names};
 
 /// `{name}` stands for the word the program was called by.
 const PROGRAM: &str = "\
@@ -42,6 +42,10 @@ Nodes
                                      [,pass-discard-other=on|off]
                                      [,overlap-check=none|constant|cached|all or ,overlap-check.KEY=...]
                                      backing and data-file are what the image says unless given
+        throttle                     throttle-group=ID,file=NODE or ,file.driver=...,file.KEY=...
+        blkdebug                     image=NODE or image.driver=...,image.KEY=...  [,config=FILE] [,align=BYTES]
+                                     [,inject-error.0.event=none|read_aio|...,inject-error.0.KEY=...]
+                                     [,set-state.0.event=...,set-state.0.new_state=N]: fails requests, for tests
         null-co, null-aio            [size=BYTES] [,latency-ns=N] [,read-zeroes=on|off]
       BYTES may end in k, M, G, T, P or E.
 
@@ -66,6 +70,10 @@ Exports
 Helpers
   --object [qom-type=]iothread,id=ID[,KEY=VALUE...]
                                      a thread that exports can share; `--object iothread,help` lists its keys
+  --object [qom-type=]throttle-group,id=ID[,limits.KEY=N...]
+                                     limits that nodes of the driver throttle share; `--object throttle-group,help`
+  --object [qom-type=]secret,id=ID,data=TEXT or ,file=FILE
+                                     something not to be seen; `--object secret,help`
 
 The monitor
   --chardev [backend=]socket,id=ID,path=PATH[,server=on][,wait=off]
@@ -122,17 +130,53 @@ Trace events of QEMU do not exist here. Their names say whose messages are shown
   *                                     everything
 ";
 
+const OBJECTS: &str = "\
+Objects that can be made:
+  iothread
+  secret
+  throttle-group
+";
+
+const SECRET: &str = "\
+secret options:
+  data=<string>       the secret itself
+  file=<string>       the file that it is in; one of the two
+  format=raw|base64   how it is written (raw)
+Nothing in this version asks for a secret yet.
+";
+
 impl HelpTopic {
     /// The text for standard output, with a newline at its end. `name` is the word the program was called by.
     pub fn text(self, name: &str) -> String {
         match self {
             Self::Program => PROGRAM.replace("{name}", name),
-            Self::Objects => "Objects that can be made:\n  iothread\n".to_owned(),
+            Self::Objects => OBJECTS.to_owned(),
             Self::Iothread => iothread(),
             Self::Chardevs => CHARDEVS.to_owned(),
             Self::Trace => TRACE.to_owned(),
+            Self::ThrottleGroup => throttle_group(),
+            Self::Secret => SECRET.to_owned(),
         }
     }
+}
+
+fn throttle_group() -> String {
+    let mut text =
+        "throttle-group options:\n  limits.KEY=<int>          KEY is one of these without x-; \
+                    limits can be changed later\n"
+            .to_owned();
+    for name in throttle_group_property_names() {
+        let meaning = match name.strip_prefix("x-").unwrap_or(name) {
+            "iops-size" => "operations longer than this count several times; 0: once (0)",
+            name if name.ends_with("-max-length") => "seconds that a burst may last (1)",
+            name if name.ends_with("-max") => "the same during a burst; 0: no bursts (0)",
+            name if name.starts_with("bps") => "bytes a second; 0: no limit (0)",
+            _ => "operations a second; 0: no limit (0)",
+        };
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "  {:<30}{meaning}", format!("{name}=<int>"));
+    }
+    text
 }
 
 fn iothread() -> String {

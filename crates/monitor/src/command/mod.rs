@@ -90,6 +90,10 @@ pub enum HelpTopic {
     Chardevs,
     /// `--trace help`: what may be traced.
     Trace,
+    /// `--object throttle-group,help`: the properties of a throttle group.
+    ThrottleGroup,
+    /// `--object secret,help`: the properties of a secret.
+    Secret,
 }
 
 impl EventLoop {
@@ -155,8 +159,7 @@ fn interpret(option: &Occurrence) -> Result<Directive, Error> {
         Name::Export => ExportOptions::parse(argument).map(Directive::Export),
         Name::Object => Ok(match object::Request::parse(argument)? {
             object::Request::Object(object) => Directive::Object(object),
-            object::Request::Help => Directive::Help(HelpTopic::Objects),
-            object::Request::IothreadHelp => Directive::Help(HelpTopic::Iothread),
+            object::Request::Help(topic) => Directive::Help(topic),
         }),
         Name::PidFile => Ok(Directive::PidFile(PathBuf::from(argument))),
         Name::Daemonize => Ok(Directive::Daemonize),

@@ -241,5 +241,23 @@ fn the_help_names_every_property_of_an_iothread() {
     for property in ["poll-max-ns", "poll-grow", "poll-shrink", "aio-max-batch"] {
         assert!(help.contains(property), "{property}");
     }
-    assert!(HelpTopic::Objects.text("diskfuse").contains("iothread"));
+    let objects = HelpTopic::Objects.text("diskfuse");
+    for kind in ["iothread", "throttle-group", "secret"] {
+        assert!(objects.contains(kind), "{kind}");
+    }
+}
+
+#[test]
+fn the_help_names_every_limit_of_a_throttle_group() {
+    let help = HelpTopic::ThrottleGroup.text("diskfuse");
+    let names = help.lines().filter(|line| line.contains("  x-"));
+    assert_eq!(names.count(), 19, "{help}");
+    for property in [
+        "limits.",
+        "x-bps-total=",
+        "x-iops-write-max-length=",
+        "x-iops-size=",
+    ] {
+        assert!(help.contains(property), "{property}");
+    }
 }

@@ -2,8 +2,8 @@
 
 use diskfuse_block::{Error, Kind, Result};
 
-const END: u32 = 0;
-const BACKING_FORMAT: u32 = 0xe279_2aca;
+pub(super) const END: u32 = 0;
+pub(super) const BACKING_FORMAT: u32 = 0xe279_2aca;
 const FEATURE_NAMES: u32 = 0x6803_f857;
 const BITMAPS: u32 = 0x2385_2875;
 const DATA_FILE: u32 = 0x4441_5441;

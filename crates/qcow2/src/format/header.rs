@@ -13,7 +13,7 @@ const V3_LENGTH: usize = 104;
 /// Bytes of the header with the compression type.
 const FULL_LENGTH: usize = 112;
 /// Longest name of a backing file, in bytes.
-const MAX_BACKING_NAME: usize = 1023;
+pub(super) const MAX_BACKING_NAME: usize = 1023;
 /// Largest L1 and refcount tables, in bytes; most snapshots (as QEMU bounds them).
 const MAX_L1: u64 = 32 << 20;
 const MAX_REFCOUNT_TABLE: u64 = 8 << 20;

@@ -1,6 +1,7 @@
 //! Bytes of the format and what they mean. No I/O but for reading the header. It must never accept what cannot be
 //! right. (Source: QEMU's `docs/interop/qcow2` specification.)
 
+mod backing;
 pub mod bitmap;
 mod compress;
 mod entry;

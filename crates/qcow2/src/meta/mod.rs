@@ -41,7 +41,7 @@ use crossbeam_utils::CachePadded;
 use diskfuse_block::{Error, Hold, Holds, Kind, LANES, Node, RangeQueue, Result};
 use parking_lot::Mutex;
 
-use crate::format::{BitmapsExtension, Geometry, Mapping};
+use crate::format::{Backing, BitmapsExtension, Geometry, Mapping};
 use l1::L1;
 use layout::Layout;
 use limbo::{Freed, Limbo};
@@ -85,6 +85,8 @@ pub struct Meta {
     lazy: bool,
     size: AtomicU64,
     superblock: Superblock,
+    /// As the header names it now.
+    backing: Mutex<Option<Backing>>,
     l1: L1,
     slices: Slices,
     /// log2 of the entries in a slice.

@@ -82,6 +82,7 @@ impl Meta {
                 && config.lazy_refcounts.unwrap_or(header.lazy_refcounts()),
             size: AtomicU64::new(table.size),
             superblock,
+            backing: Mutex::new(header.backing.clone()),
             l1: L1::new(table.l1_offset, l1)?,
             slices: Slices::new(
                 entries as usize,

@@ -6,7 +6,7 @@ use diskfuse_block::{Node, RangeQueue, Result};
 use parking_lot::Mutex;
 
 use super::{Meta, transfer};
-use crate::format::{bitmap, features};
+use crate::format::{Backing, Header, bitmap, features};
 
 /// Bytes that are kept and written.
 const SECTOR: usize = 512;
@@ -76,9 +76,55 @@ impl Superblock {
         *self.bytes.lock() = bytes;
         Ok(())
     }
+
+    /// Changes what is in the first `len` bytes of the file (at least a sector): what is past the first sector reaches stable
+    /// storage before the first sector is written.
+    pub(super) async fn rewrite(
+        &self,
+        file: &dyn Node,
+        len: usize,
+        change: impl FnOnce(&[u8]) -> Result<Vec<u8>>,
+    ) -> Result<()> {
+        let _turn = self.turn.turn(0, 1).await;
+        let buf = transfer::read(file, 0, len.max(SECTOR)).await?;
+        let old = buf.as_slice();
+        let new = change(old)?;
+        let pairs = old.iter().zip(&new).enumerate().skip(SECTOR);
+        let mut differing = pairs.filter(|(_, (a, b))| a != b).map(|(at, _)| at);
+        if let Some(first) = differing.next() {
+            let last = differing.next_back().unwrap_or(first);
+            let part = new.get(first..=last).unwrap_or_default();
+            transfer::write(file, first as u64, part).await?;
+            file.flush().await?;
+        }
+        let Some((sector, _)) = new.split_first_chunk::<SECTOR>() else {
+            return Ok(());
+        };
+        transfer::write(file, 0, sector).await?;
+        file.flush().await?;
+        *self.bytes.lock() = *sector;
+        Ok(())
+    }
 }
 
 impl Meta {
+    /// The file below, as the header names it.
+    pub fn backing(&self) -> Option<Backing> {
+        self.backing.lock().clone()
+    }
+
+    /// Names another file below, or none, in the header. Everything that the image must have before was committed.
+    pub async fn change_backing(&self, backing: Option<Backing>) -> Result<()> {
+        self.check_writable()?;
+        let size = self.file.size();
+        let len = self.geometry.cluster_size().min(size);
+        let change = |old: &[u8]| Header::with_backing(old, size, backing.as_ref());
+        let len = usize::try_from(len).unwrap_or(usize::MAX);
+        self.superblock.rewrite(&*self.file, len, change).await?;
+        *self.backing.lock() = backing;
+        Ok(())
+    }
+
     /// Before the first change: tells those who read the image later what we do not keep true (unknown autoclear
     /// features, bitmaps), and that refcounts may be behind if they are lazy. Costs nothing afterwards.
     pub async fn prepare_to_write(&self) -> Result<()> {

@@ -72,6 +72,12 @@ impl Qcow2Node {
         let first = self.geometry.round_down(at);
         let span = (at - first + len).min(self.clusters_to_border(at) * size);
         let _turn = self.turns.turn(first, span.next_multiple_of(size)).await;
+        self.store_with_turn(at, buf, len).await
+    }
+
+    /// [`Self::store_elsewhere`] for whoever has the turn on the clusters.
+    pub(super) async fn store_with_turn(&self, at: u64, buf: Buf, len: u64) -> (Result<u64>, Buf) {
+        let size = self.geometry.cluster_size();
         let (group, target) = match self.prepare(at, at + len).await {
             Ok((group, target)) if !group.old.is_empty() => (group, target),
             Ok(_) => return (Ok(0), buf),

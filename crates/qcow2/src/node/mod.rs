@@ -15,6 +15,7 @@ mod cow;
 mod layer;
 mod open;
 mod pieces;
+mod populate;
 mod read;
 mod reopen;
 mod resize;
@@ -32,8 +33,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use diskfuse_block::drivers::DetectZeroes;
 use diskfuse_block::graph::ChildRole;
 use diskfuse_block::{
-    Access, BlockStatus, Error, Extent, Kind, Limits, LocalFuture, Node, RangeQueue, Resize,
-    Result, Zeroes,
+    Access, Allocation, BackingName, BlockStatus, Error, Extent, Kind, Limits, LocalFuture, Node,
+    RangeQueue, Resize, Result, Zeroes,
 };
 use diskfuse_ring::Buf;
 
@@ -242,6 +243,22 @@ impl Node for Qcow2Node {
 
     fn on_children(&self, children: &[(ChildRole, Arc<dyn Node>)]) -> Result<Arc<dyn Node>> {
         self.above(children)
+    }
+
+    fn cluster_size(&self) -> Option<u64> {
+        Some(self.geometry.cluster_size())
+    }
+
+    fn allocation(&self, offset: u64, len: u64) -> LocalFuture<'_, Result<Allocation>> {
+        Box::pin(self.allocation_now(offset, len))
+    }
+
+    fn populate(&self, offset: u64, len: u64) -> LocalFuture<'_, Result<()>> {
+        Box::pin(self.populate_now(offset, len))
+    }
+
+    fn change_backing(&self, backing: Option<BackingName>) -> LocalFuture<'_, Result<()>> {
+        Box::pin(self.change_backing_now(backing))
     }
 
     fn close(&self) -> LocalFuture<'_, Result<()>> {

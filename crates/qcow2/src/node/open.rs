@@ -123,10 +123,11 @@ impl Qcow2Node {
         self.meta.close().await
     }
 
-    /// The header as it was when the image was opened, with the size of now.
+    /// The header as it was when the image was opened, with the size and the name of the backing file of now.
     pub fn header(&self) -> Header {
         let mut header = self.header.clone();
         header.size = self.meta.size();
+        header.backing = self.meta.backing();
         header
     }
 }

@@ -91,7 +91,7 @@ impl Qcow2Node {
         }
     }
 
-    async fn loaded_run(&self, offset: u64, len: u64) -> Result<Run> {
+    pub(super) async fn loaded_run(&self, offset: u64, len: u64) -> Result<Run> {
         loop {
             match self.run(offset, len) {
                 Ok(Some(run)) => return Ok(run),

@@ -254,7 +254,7 @@ impl Qcow2Node {
     }
 
     /// The entry of a cluster all of which reads as zeroes, with or without a place of its own.
-    fn zero_entry(&self, host: Option<u64>) -> Entry {
+    pub(super) fn zero_entry(&self, host: Option<u64>) -> Entry {
         let copied = host.is_some();
         if !self.geometry.extended_l2() {
             return Entry {

@@ -12,7 +12,7 @@ use diskfuse_qcow2::node::{Children, Qcow2Config, Qcow2Node};
 
 use crate::error::{Error, Result};
 use crate::qsd::nodes::{self, Nodes};
-use crate::qsd::qcow2;
+use crate::qsd::{filters, qcow2};
 
 /// Opens each of the nodes anew with all of the options given for it. Nodes above that read their tables from one of
 /// them are opened anew as well, as they were.
@@ -130,6 +130,14 @@ impl Reopening<'_> {
                     read_only: options.read_only,
                 };
                 Ok(drivers::open_raw(child, &config)?)
+            }
+            BlockDriver::Throttle(throttle) => {
+                let child = self.reference(name, ChildRole::Filtered, &throttle.file)?;
+                filters::throttle_on(self.nodes, child, throttle, options)
+            }
+            BlockDriver::Blkdebug(blkdebug) => {
+                let child = self.reference(name, ChildRole::Filtered, &blkdebug.image)?;
+                filters::blkdebug_on(child, blkdebug, options)
             }
             BlockDriver::Qcow2(given) => {
                 let file = self.reference(name, ChildRole::File, &given.file)?;

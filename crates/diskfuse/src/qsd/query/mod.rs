@@ -3,5 +3,5 @@
 mod nodes;
 mod stats;
 
-pub use nodes::named_block_nodes;
+pub use nodes::{named_block_nodes, snapshot_info};
 pub use stats::blockstats;

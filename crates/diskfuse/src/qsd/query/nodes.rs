@@ -1,82 +1,121 @@
-//! `query-named-block-nodes`: `BlockDeviceInfo` of QEMU's `qapi/block-core.json` for every node.
+//! `query-named-block-nodes`: what every node is.
 
-use diskfuse_block::Node;
 use diskfuse_block::graph::ChildRole;
-use diskfuse_image::info;
+use diskfuse_image::info::{self, Snapshot};
 use diskfuse_monitor::BlockdevOptions;
 use diskfuse_monitor::blockdev::DetectZeroes;
-use serde_json::{Map, Value, json};
+use diskfuse_monitor::commands::{
+    BlockDeviceInfo, BlockdevCacheInfo, DetectZeroesMode, ImageInfo, SnapshotInfo,
+};
 
 use crate::error::{Error, Result};
 use crate::qsd::nodes::Nodes;
 
 /// Every node, the youngest first. Unless `flat`, each tells of the images below it as well.
-pub fn named_block_nodes(nodes: &Nodes, flat: bool) -> Result<Value> {
+pub fn named_block_nodes(nodes: &Nodes, flat: bool) -> Result<Vec<BlockDeviceInfo>> {
     let names = nodes.graph.names();
     let all = names.iter().rev().map(|name| one(nodes, name, flat));
-    all.collect::<Result<Vec<_>>>().map(Value::Array)
+    all.collect()
 }
 
-fn one(nodes: &Nodes, name: &str, flat: bool) -> Result<Value> {
+fn one(nodes: &Nodes, name: &str, flat: bool) -> Result<BlockDeviceInfo> {
     let node = nodes.graph.bare(name)?;
     let options = nodes.options(name);
-    let backing = below(nodes, name, ChildRole::Backing)?;
-    let mut said = Map::new();
-    if let Some(filename) = node.filename() {
-        said.insert("file".to_owned(), filename.into());
-    }
     let image = image(nodes, name, !flat)?;
-    said.insert("node-name".to_owned(), name.into());
-    said.insert("ro".to_owned(), node.read_only().into());
-    said.insert("drv".to_owned(), node.driver().into());
-    if let Some(backing) = &backing
-        && let Some(filename) = nodes.graph.bare(backing)?.filename()
-    {
-        said.insert("backing_file".to_owned(), filename.into());
-    }
-    let depth = depth(nodes, name)?;
-    said.insert("backing_file_depth".to_owned(), depth.into());
-    said.insert("encrypted".to_owned(), false.into());
-    said.insert("active".to_owned(), true.into());
-    let detect = detect_zeroes(options.as_ref());
-    said.insert("detect_zeroes".to_owned(), detect.into());
-    for limit in ["bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"] {
+    let backing = match below(nodes, name, ChildRole::Backing)? {
+        Some(backing) => nodes.graph.bare(&backing)?.filename(),
+        None => None,
+    };
+    let cache = options.as_ref().map(|o| o.cache).unwrap_or_default();
+    Ok(BlockDeviceInfo {
+        file: image.filename.clone(),
+        node_name: Some(name.to_owned()),
+        ro: node.read_only(),
+        drv: node.driver().to_owned(),
+        backing_file: backing,
+        backing_file_depth: depth(nodes, name)?,
+        active: true,
+        encrypted: false,
+        detect_zeroes: detect_zeroes(options.as_ref()),
         // Limits are a throttle group's, never a node's.
-        said.insert(limit.to_owned(), 0.into());
-    }
-    said.insert("image".to_owned(), image);
-    let cache = options.map(|o| o.cache).unwrap_or_default();
-    let cache = json!({"writeback": true, "direct": cache.direct, "no-flush": cache.no_flush});
-    said.insert("cache".to_owned(), cache);
-    said.insert("write_threshold".to_owned(), 0.into());
-    Ok(Value::Object(said))
+        bps: 0,
+        bps_rd: 0,
+        bps_wr: 0,
+        iops: 0,
+        iops_rd: 0,
+        iops_wr: 0,
+        image,
+        group: None,
+        cache: BlockdevCacheInfo {
+            writeback: true,
+            direct: cache.direct,
+            no_flush: cache.no_flush,
+        },
+        write_threshold: 0,
+        dirty_bitmaps: None,
+    })
 }
 
-fn detect_zeroes(options: Option<&BlockdevOptions>) -> &'static str {
+fn detect_zeroes(options: Option<&BlockdevOptions>) -> DetectZeroesMode {
     match options.map(|o| o.detect_zeroes) {
-        None | Some(DetectZeroes::Off) => "off",
-        Some(DetectZeroes::On) => "on",
-        Some(DetectZeroes::Unmap) => "unmap",
+        None | Some(DetectZeroes::Off) => DetectZeroesMode::Off,
+        Some(DetectZeroes::On) => DetectZeroesMode::On,
+        Some(DetectZeroes::Unmap) => DetectZeroesMode::Unmap,
     }
 }
 
-/// `ImageInfo`; with `chain` the backing image is in it.
-fn image(nodes: &Nodes, name: &str, chain: bool) -> Result<Value> {
+/// With `chain` the backing image is in it.
+fn image(nodes: &Nodes, name: &str, chain: bool) -> Result<ImageInfo> {
     let node = nodes.graph.bare(name)?;
     let info = nodes.run(info::of_node(&*node))??;
-    let mut said = serde_json::to_value(info).map_err(|e| Error::refused(e.to_string()))?;
-    if let Value::Object(members) = &mut said {
-        members.remove("children");
-        if chain && let Some(backing) = below(nodes, name, ChildRole::Backing)? {
-            let backing = image(nodes, &backing, true)?;
-            members.insert("backing-image".to_owned(), backing);
-        }
+    let specific = info.format_specific.map(serde_json::to_value).transpose();
+    let below = match chain {
+        true => below(nodes, name, ChildRole::Backing)?,
+        false => None,
+    };
+    let snapshots: Vec<_> = info.snapshots.into_iter().map(snapshot_info).collect();
+    Ok(ImageInfo {
+        filename: info.filename,
+        format: info.format,
+        dirty_flag: Some(info.dirty_flag),
+        actual_size: Some(signed(info.actual_size)),
+        virtual_size: signed(info.virtual_size),
+        cluster_size: info.cluster_size.map(signed),
+        encrypted: info.encrypted,
+        compressed: None,
+        backing_filename: info.backing_filename,
+        full_backing_filename: info.full_backing_filename,
+        backing_filename_format: info.backing_filename_format,
+        snapshots: (!snapshots.is_empty()).then_some(snapshots),
+        format_specific: specific.map_err(|error| Error::refused(error.to_string()))?,
+        backing_image: match below {
+            Some(below) => Some(Box::new(image(nodes, &below, true)?)),
+            None => None,
+        },
+    })
+}
+
+/// As QMP tells of a snapshot.
+pub fn snapshot_info(snapshot: Snapshot) -> SnapshotInfo {
+    SnapshotInfo {
+        id: snapshot.id,
+        name: snapshot.name,
+        vm_state_size: signed(snapshot.vm_state_size),
+        date_sec: signed(snapshot.date_sec),
+        date_nsec: signed(snapshot.date_nsec),
+        vm_clock_sec: signed(snapshot.vm_clock_sec),
+        vm_clock_nsec: signed(snapshot.vm_clock_nsec),
+        icount: snapshot.icount.map(signed),
     }
-    Ok(said)
+}
+
+/// QMP's integers have a sign.
+pub(super) fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
 }
 
 /// How many images are below.
-fn depth(nodes: &Nodes, name: &str) -> Result<u64> {
+fn depth(nodes: &Nodes, name: &str) -> Result<i64> {
     let mut depth = 0;
     let mut at = name.to_owned();
     while let Some(backing) = below(nodes, &at, ChildRole::Backing)? {

@@ -1,0 +1,75 @@
+//! Chains of images in the graph: what stands below what as its backing, and what of a disk is held above a certain image. It
+//! only looks.
+
+use std::sync::Arc;
+
+use diskfuse_block::graph::ChildRole;
+use diskfuse_block::{Allocation, Graph, Node, Result};
+
+/// Nodes of a chain at most: the graph has no circles, and longer ones nobody can use.
+const DEEPEST: usize = 1024;
+
+/// The node that this one shows as it is, if it is such a filter; else itself.
+pub(crate) fn below_filters(graph: &Graph, name: &str) -> Result<String> {
+    let mut name = name.to_owned();
+    for _ in 0..DEEPEST {
+        match &graph.edges(&name)?[..] {
+            [(ChildRole::Filtered, child)] => name.clone_from(child),
+            _ => break,
+        }
+    }
+    Ok(name)
+}
+
+/// The backing node of a node, or of what it filters.
+pub(crate) fn backing(graph: &Graph, name: &str) -> Result<Option<String>> {
+    let image = below_filters(graph, name)?;
+    let edges = graph.edges(&image)?;
+    let backing = edges
+        .into_iter()
+        .find(|(role, _)| *role == ChildRole::Backing);
+    Ok(backing.map(|(_, name)| name))
+}
+
+/// The node and those below it, from above to below.
+pub(crate) fn chain(graph: &Graph, top: &str) -> Result<Vec<String>> {
+    let mut chain = vec![top.to_owned()];
+    while let Some(next) = backing(graph, &chain[chain.len() - 1])? {
+        chain.push(next);
+        if chain.len() >= DEEPEST {
+            break;
+        }
+    }
+    Ok(chain)
+}
+
+/// The nodes of these names.
+pub(crate) fn nodes(graph: &Graph, names: &[String]) -> Result<Vec<Arc<dyn Node>>> {
+    names.iter().map(|name| graph.get(name)).collect()
+}
+
+/// Whether one of `layers`, the first of which is the uppermost, holds what is shown at `at`, rather than what is below all
+/// of them; `len` bytes at most.
+pub(crate) async fn held_above(layers: &[Arc<dyn Node>], at: u64, len: u64) -> Result<Allocation> {
+    let mut found = Allocation {
+        len,
+        allocated: false,
+    };
+    for layer in layers {
+        let there = layer.size().saturating_sub(at).min(found.len);
+        if there == 0 {
+            // Past its end it shows zeroes, whatever is below.
+            found.allocated = true;
+            break;
+        }
+        let here = layer.allocation(at, there).await?;
+        found = Allocation {
+            len: here.len.clamp(1, there),
+            allocated: here.allocated,
+        };
+        if found.allocated {
+            break;
+        }
+    }
+    Ok(found)
+}

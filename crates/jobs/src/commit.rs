@@ -1,0 +1,291 @@
+//! `block-commit`: what images above a base hold is put into the base. If the uppermost of them is the one that is written, the
+//! base takes its place when the job is completed, as with a mirror; else the image above them stands on the base
+//! afterwards. Nothing that anybody above sees changes at any time.
+
+use std::cell::Cell;
+use std::ops::Range;
+use std::sync::Arc;
+
+use diskfuse_block::{Error, Graph, Kind, LocalFuture, Permissions, Resize, Result};
+
+use crate::chain::{self, held_above};
+use crate::copy::{Bounce, Copied, Failure, Holds, PIECE, WORKERS, copy};
+use crate::drive::{Driver, crew};
+use crate::event::ErrorAction;
+use crate::job::{Job, JobConfig};
+use crate::mirror::{self, MirrorConfig, Scope, What};
+use crate::policy::OnError;
+use crate::registry::{Jobs, Start};
+use crate::seat::{Rights, Seat};
+use crate::status::JobType;
+use crate::stream::{backing_name, stand_on};
+
+/// What `block-commit` is told.
+#[derive(Clone, Debug)]
+pub struct CommitConfig {
+    /// What every job is told.
+    pub job: JobConfig,
+    /// The image that is in use (`device`).
+    pub node: String,
+    /// The uppermost image whose data go down (`top-node`); the image in use if none is said.
+    pub top: Option<String>,
+    /// The image that they go to (`base-node`); the lowest if none is said.
+    pub base: Option<String>,
+    /// What the image above is to say of the file below it; that of the base if nothing is said.
+    pub backing_file: Option<String>,
+    /// About errors.
+    pub on_error: OnError,
+}
+
+impl CommitConfig {
+    /// All of a chain into its lowest image.
+    pub fn new(job: JobConfig, node: &str) -> Self {
+        Self {
+            job,
+            node: node.to_owned(),
+            top: None,
+            base: None,
+            backing_file: None,
+            on_error: OnError::default(),
+        }
+    }
+}
+
+/// Writing to a base changes nothing for those above it.
+const TO_BASE: Rights = Rights {
+    perm: Permissions::CONSISTENT_READ.with(Permissions::WRITE_UNCHANGED),
+    shared: Permissions::CONSISTENT_READ.with(Permissions::WRITE_UNCHANGED),
+};
+
+/// Gets a commit ready to begin.
+///
+/// # Errors
+/// In the words of `block-commit`: if the id or a node is in use, top or base is not in the chain, the base or the image above
+/// the top cannot be written ([`Kind::ReadOnly`]), or somebody else sees one of the images that change.
+pub fn commit(jobs: &Jobs, graph: &Graph, config: CommitConfig) -> Result<Start> {
+    let chain = chain::chain(graph, &config.node)?;
+    let place = |name: &str| {
+        graph.get(name)?;
+        let at = chain.iter().position(|there| there == name);
+        let message = format!("'{name}' is not in this backing file chain");
+        at.ok_or_else(|| Error::new(Kind::Invalid, message))
+    };
+    let top = config.top.as_deref().map_or(Ok(0), place)?;
+    let base = config.base.as_deref().map_or(Ok(chain.len() - 1), place)?;
+    if top >= base {
+        let message = match top == base {
+            true => "cannot commit an image into itself".to_owned(),
+            false => format!(
+                "Node '{}' is not a backing image of '{}'",
+                chain[base], chain[top]
+            ),
+        };
+        return Err(Error::new(Kind::Invalid, message));
+    }
+    let active = top == 0;
+    check_writable(graph, &chain[base])?;
+    if !active {
+        check_writable(graph, &chain[top - 1])?;
+    }
+    let seen_by_all = if active { 1 } else { top };
+    check_unseen(graph, &chain, seen_by_all, base)?;
+    match active {
+        true => commit_active(jobs, graph, &chain[..=base], config),
+        false => commit_below(jobs, graph, &chain[top - 1..=base], config),
+    }
+}
+
+fn check_writable(graph: &Graph, name: &str) -> Result<()> {
+    if !graph.get(name)?.read_only() {
+        return Ok(());
+    }
+    let message = format!("Block node is read-only: '{name}', which the commit needs to write");
+    Err(Error::new(Kind::ReadOnly, message))
+}
+
+/// Refuses if somebody but the chain sees what the images from `first` to `base` show, which changes.
+fn check_unseen(graph: &Graph, chain: &[String], first: usize, base: usize) -> Result<()> {
+    for name in &chain[first..=base] {
+        let user = graph.users(name)?.into_iter().next();
+        let parents = graph.parents(name);
+        let strangers = parents.into_iter().filter(|parent| {
+            // A filter between two images of the chain is part of it.
+            let below = chain::below_filters(graph, parent);
+            !chain.iter().any(|there| {
+                there == parent
+                    || below.as_ref().is_ok_and(|below| below == there)
+                    || chain::below_filters(graph, there).is_ok_and(|image| image == *parent)
+            })
+        });
+        let stranger = strangers.map(|parent| format!("node '{parent}'")).next();
+        if let Some(by) = user.or(stranger) {
+            let message = format!("Node '{name}' is in use by {by}, who would see the commit");
+            return Err(Error::new(Kind::Busy, message));
+        }
+    }
+    Ok(())
+}
+
+fn commit_active(
+    jobs: &Jobs,
+    graph: &Graph,
+    chain: &[String],
+    config: CommitConfig,
+) -> Result<Start> {
+    let (layers, base) = chain.split_at(chain.len() - 1);
+    let what = What {
+        kind: JobType::Commit,
+        scope: Scope::Layers(layers.to_vec()),
+        nodes: chain.to_vec(),
+        target: TO_BASE,
+    };
+    let mirror = MirrorConfig {
+        on_source_error: config.on_error,
+        on_target_error: config.on_error,
+        ..MirrorConfig::new(config.job, &chain[0], &base[0])
+    };
+    mirror::start(jobs, graph, mirror, what)
+}
+
+/// `chain` begins with the image above the top.
+fn commit_below(
+    jobs: &Jobs,
+    graph: &Graph,
+    chain: &[String],
+    config: CommitConfig,
+) -> Result<Start> {
+    let admission = jobs.admit(JobType::Commit, config.job.clone(), chain.to_vec())?;
+    let job = Arc::clone(&admission.job);
+    let (above, base) = chain.split_at(chain.len() - 1);
+    // What is read must stay what it is.
+    let reads = Rights {
+        perm: Permissions::CONSISTENT_READ,
+        shared: Permissions::CONSISTENT_READ,
+    };
+    let layers = above[1..].iter();
+    let layers = layers.map(|name| Seat::take(graph, &job, name, reads, None));
+    let driver = Commit {
+        graph: graph.clone(),
+        overlay: above[0].clone(),
+        layers: layers.collect::<Result<Vec<_>>>()?,
+        base: Seat::take(graph, &job, &base[0], TO_BASE, None)?,
+        backing_file: config.backing_file,
+        on_error: config.on_error,
+    };
+    Ok(Start {
+        graph: graph.clone(),
+        admission,
+        driver: Box::new(driver),
+        nodes: Vec::new(),
+        changes: Vec::new(),
+        undo: Vec::new(),
+    })
+}
+
+struct Commit {
+    graph: Graph,
+    /// The image above the top.
+    overlay: String,
+    /// From the top down to the one above the base.
+    layers: Vec<Seat>,
+    base: Seat,
+    backing_file: Option<String>,
+    on_error: OnError,
+}
+
+impl Commit {
+    async fn run_now(&self, job: &Arc<Job>) -> Result<()> {
+        let size = self.layers.first().map_or(0, |top| top.node().size());
+        job.progress(|_, total| *total = size);
+        {
+            let Some(_pass) = job.pass(0).await else {
+                return Ok(());
+            };
+            let base = self.base.node();
+            if base.size() < size {
+                base.resize(size, Resize::AtLeast, false).await?;
+            }
+        }
+        let (cursor, stop) = (Cell::new(0), Cell::new(false));
+        let workers = (0..WORKERS).map(|_| -> LocalFuture<'_, Result<()>> {
+            Box::pin(self.work(job, size, &cursor, &stop))
+        });
+        crew(workers.collect()).await
+    }
+
+    async fn work(
+        &self,
+        job: &Arc<Job>,
+        size: u64,
+        cursor: &Cell<u64>,
+        stop: &Cell<bool>,
+    ) -> Result<()> {
+        let mut bounce = Bounce::default();
+        while !stop.get() && cursor.get() < size {
+            let at = cursor.get();
+            let len = job.piece(PIECE).min(size - at);
+            cursor.set(at + len);
+            loop {
+                let Some(_pass) = job.pass(len).await else {
+                    return Ok(());
+                };
+                let Err(failure) = self.copy(at..at + len, &mut bounce).await else {
+                    break;
+                };
+                let action = job.on_error(self.on_error, failure.operation, &failure.error);
+                if action == ErrorAction::Report {
+                    stop.set(true);
+                    return Err(failure.error);
+                }
+                job.breathe().await;
+            }
+            job.progress(|done, _| *done += len);
+        }
+        Ok(())
+    }
+
+    async fn copy(&self, range: Range<u64>, bounce: &mut Bounce) -> Copied {
+        let layers: Vec<_> = self.layers.iter().map(Seat::node).collect();
+        let Some(top) = layers.first() else {
+            return Ok(());
+        };
+        let base = self.base.node();
+        let mut at = range.start;
+        while at < range.end {
+            let held = held_above(&layers, at, range.end - at).await;
+            let held = held.map_err(Failure::read)?;
+            let end = at + held.len;
+            if held.allocated {
+                copy(&**top, &*base, at..end, bounce, Holds::Anything).await?;
+            }
+            at = end;
+        }
+        Ok(())
+    }
+
+    /// The base has everything, for good, before the image above says that it stands on it.
+    async fn settle(&self) -> Result<()> {
+        self.base.node().flush().await?;
+        let name = self.base.name();
+        let given = self.backing_file.as_deref();
+        let named = backing_name(&self.graph, Some(name), given)?;
+        self.graph.get(&self.overlay)?.change_backing(named).await?;
+        self.layers.iter().for_each(Seat::leave);
+        self.base.leave();
+        stand_on(&self.graph, &self.overlay, Some(name)).await
+    }
+}
+
+impl Driver for Commit {
+    fn run<'a>(&'a self, job: &'a Arc<Job>) -> LocalFuture<'a, Result<()>> {
+        Box::pin(self.run_now(job))
+    }
+
+    fn prepare<'a>(&'a self, _job: &'a Arc<Job>) -> LocalFuture<'a, Result<()>> {
+        Box::pin(self.settle())
+    }
+
+    fn finish<'a>(&'a self, _job: &'a Arc<Job>, _succeeded: bool) -> LocalFuture<'a, ()> {
+        Box::pin(std::future::ready(()))
+    }
+}

@@ -1,0 +1,602 @@
+//! One job as everyone sees it: its state, what can be asked of it, and the gate through which it does I/O. Whoever asks for
+//! something is answered at once; the job itself gets round to it on its own thread. It never does I/O, and calls nobody
+//! with its lock held.
+
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use diskfuse_block::{Error, Kind, Result};
+use parking_lot::Mutex;
+
+use crate::event::{
+    BlockJobData, BlockJobInfo, ErrorAction, IoStatus, JobEvent, JobInfo, Operation, Outbox,
+};
+use crate::pace::Pace;
+use crate::policy::{self, OnError};
+use crate::signal::Signal;
+use crate::status::{JobType, Status, Verb};
+use crate::transaction::Transaction;
+
+/// What is said of a job that was cancelled, where an error is said (`strerror(ECANCELED)`, as QEMU has it).
+const CANCELLED: &str = "Operation canceled";
+/// How long a job that ignores errors waits before it tries again.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// What all jobs are started with.
+#[derive(Clone, Debug)]
+pub struct JobConfig {
+    /// Its name.
+    pub id: String,
+    /// Bytes a second; 0 for no limit.
+    pub speed: u64,
+    /// Whether it needs no `job-finalize`.
+    pub auto_finalize: bool,
+    /// Whether it needs no `job-dismiss`.
+    pub auto_dismiss: bool,
+    /// The jobs that succeed or fail together with it.
+    pub transaction: Option<Arc<Transaction>>,
+}
+
+impl JobConfig {
+    /// A job without limits that needs nobody.
+    pub fn new(id: impl Into<String>) -> Self {
+        Self {
+            id: id.into(),
+            speed: 0,
+            auto_finalize: true,
+            auto_dismiss: true,
+            transaction: None,
+        }
+    }
+}
+
+/// How a job that is ready ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// As it was meant to.
+    Complete,
+    /// With its copy as it is, and everything else as it was.
+    Leave,
+}
+
+/// A job. May be used from any thread.
+pub struct Job {
+    id: String,
+    kind: JobType,
+    auto_finalize: bool,
+    auto_dismiss: bool,
+    outbox: Arc<Outbox>,
+    state: Mutex<State>,
+    /// Whether it can be completed by hand; known when it begins.
+    completes: OnceLock<bool>,
+    changed: Signal,
+    pub(crate) transaction: Arc<Transaction>,
+}
+
+struct State {
+    id: String,
+    status: Status,
+    /// By somebody, or by an error.
+    paused: bool,
+    /// Nodes of its that are being drained.
+    drains: usize,
+    in_flight: usize,
+    cancelled: bool,
+    ending: Option<Ending>,
+    dismissed: bool,
+    pace: Pace,
+    done: u64,
+    total: u64,
+    error: Option<String>,
+    io_status: IoStatus,
+    actively_synced: Option<bool>,
+    events: Vec<JobEvent>,
+}
+
+impl State {
+    fn go(&mut self, next: Status) {
+        if !self.status.may_become(next) {
+            let (id, status) = (&self.id, self.status);
+            tracing::error!(id, %status, %next, "a job went where it must not");
+        }
+        self.status = next;
+        self.events.push(JobEvent::StatusChange {
+            id: self.id.clone(),
+            status: next,
+        });
+    }
+
+    /// Stands still, if it is to and nothing is in flight any more.
+    fn rest(&mut self) {
+        if self.paused && self.in_flight == 0 {
+            match self.status {
+                Status::Running => self.go(Status::Paused),
+                Status::Ready => self.go(Status::Standby),
+                _ => {}
+            }
+        }
+    }
+
+    fn go_on(&mut self) {
+        self.paused = false;
+        self.io_status = IoStatus::Ok;
+        match self.status {
+            Status::Paused => self.go(Status::Running),
+            Status::Standby => self.go(Status::Ready),
+            _ => {}
+        }
+    }
+
+    fn cancel(&mut self) {
+        self.cancelled = true;
+        self.go_on();
+    }
+}
+
+/// The right to do I/O, until it is dropped: whoever pauses or drains the job waits for that.
+#[must_use = "dropping it gives the right back"]
+pub(crate) struct Pass<'j>(&'j Job);
+
+impl Drop for Pass<'_> {
+    fn drop(&mut self) {
+        self.0.update(|state| {
+            state.in_flight -= 1;
+            state.rest();
+        });
+    }
+}
+
+impl Job {
+    pub(crate) fn new(kind: JobType, config: JobConfig, outbox: Arc<Outbox>) -> Arc<Self> {
+        let state = State {
+            id: config.id.clone(),
+            status: Status::Undefined,
+            paused: false,
+            drains: 0,
+            in_flight: 0,
+            cancelled: false,
+            ending: None,
+            dismissed: false,
+            pace: Pace::new(config.speed),
+            done: 0,
+            total: 0,
+            error: None,
+            io_status: IoStatus::Ok,
+            actively_synced: None,
+            events: Vec::new(),
+        };
+        let job = Arc::new(Self {
+            id: config.id,
+            kind,
+            auto_finalize: config.auto_finalize,
+            auto_dismiss: config.auto_dismiss,
+            outbox,
+            state: Mutex::new(state),
+            completes: OnceLock::new(),
+            changed: Signal::default(),
+            transaction: config.transaction.unwrap_or_default(),
+        });
+        job.transaction.join(&job);
+        job
+    }
+
+    /// Its name.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// What it does.
+    pub fn kind(&self) -> JobType {
+        self.kind
+    }
+
+    /// Where it is.
+    pub fn status(&self) -> Status {
+        self.state.lock().status
+    }
+
+    pub(crate) fn auto_finalize(&self) -> bool {
+        self.auto_finalize
+    }
+
+    pub(crate) fn auto_dismiss(&self) -> bool {
+        self.auto_dismiss
+    }
+
+    /// For `query-jobs`.
+    pub fn info(&self) -> JobInfo {
+        let state = self.state.lock();
+        JobInfo {
+            id: self.id.clone(),
+            kind: self.kind,
+            status: state.status,
+            current_progress: state.done,
+            total_progress: state.total,
+            error: state.error.clone(),
+        }
+    }
+
+    /// For `query-block-jobs`; `None` if it is none.
+    pub fn block_info(&self) -> Option<BlockJobInfo> {
+        if !self.kind.is_block_job() {
+            return None;
+        }
+        let state = self.state.lock();
+        Some(BlockJobInfo {
+            job: self.data(&state),
+            busy: state.in_flight > 0,
+            paused: state.paused,
+            io_status: state.io_status,
+            ready: matches!(state.status, Status::Ready | Status::Standby),
+            status: state.status,
+            auto_finalize: self.auto_finalize,
+            auto_dismiss: self.auto_dismiss,
+            error: state.error.clone(),
+            actively_synced: state.actively_synced,
+        })
+    }
+
+    fn data(&self, state: &State) -> BlockJobData {
+        BlockJobData {
+            kind: self.kind,
+            device: self.id.clone(),
+            len: state.total,
+            offset: state.done,
+            speed: state.pace.speed(),
+        }
+    }
+
+    /// Changes the state, and tells everyone.
+    fn update<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {
+        let result = {
+            let mut state = self.state.lock();
+            let result = change(&mut state);
+            self.outbox.post(state.events.drain(..));
+            result
+        };
+        self.changed.notify();
+        self.outbox.deliver();
+        result
+    }
+
+    fn command<R>(&self, verb: Verb, act: impl FnOnce(&mut State) -> Result<R>) -> Result<R> {
+        self.update(|state| {
+            verb.check(&self.id, state.status)?;
+            act(state)
+        })
+    }
+
+    /// `job-pause`: it stands still when what is in flight is done.
+    pub fn pause(&self) -> Result<()> {
+        self.command(Verb::Pause, |state| {
+            if state.paused {
+                return Err(invalid("Job is already paused"));
+            }
+            state.paused = true;
+            state.rest();
+            Ok(())
+        })
+    }
+
+    /// `job-resume`.
+    pub fn resume(&self) -> Result<()> {
+        self.command(Verb::Resume, |state| {
+            if !state.paused {
+                return Err(invalid("Can't resume a job that was not paused"));
+            }
+            state.go_on();
+            Ok(())
+        })
+    }
+
+    /// `block-job-set-speed`: bytes a second, 0 for no limit.
+    pub fn set_speed(&self, speed: u64) -> Result<()> {
+        self.command(Verb::SetSpeed, |state| {
+            state.pace.set_speed(speed);
+            Ok(())
+        })
+    }
+
+    /// `job-complete`: what is ready is made the truth.
+    pub fn complete(&self) -> Result<()> {
+        self.command(Verb::Complete, |state| {
+            if self.completes.get() != Some(&true) {
+                let message = format!("The active block job '{}' cannot be completed", self.id);
+                return Err(invalid(message));
+            }
+            state.ending.get_or_insert(Ending::Complete);
+            Ok(())
+        })
+    }
+
+    /// `job-cancel` (`force`), and `block-job-cancel`, which lets a mirror that is ready end with a copy that is complete.
+    pub fn cancel(&self, force: bool) -> Result<()> {
+        let settling = self.command(Verb::Cancel, |state| {
+            if !force && state.paused {
+                let id = &self.id;
+                let message = format!("The block job for device '{id}' is currently paused");
+                return Err(invalid(message));
+            }
+            match state.status {
+                Status::Ready if !force && self.completes.get() == Some(&true) => {
+                    state.ending.get_or_insert(Ending::Leave);
+                    Ok(false)
+                }
+                Status::Waiting | Status::Pending => Ok(true),
+                _ => {
+                    state.cancel();
+                    Ok(false)
+                }
+            }
+        })?;
+        if settling && !self.transaction.cancel(self) {
+            let message = format!("Job '{}' is being finalized already", self.id);
+            return Err(Error::new(Kind::Busy, message));
+        }
+        Ok(())
+    }
+
+    /// `job-finalize`: the results of all jobs of its transaction become the truth.
+    pub fn finalize(&self) -> Result<()> {
+        self.command(Verb::Finalize, |_| Ok(()))?;
+        self.transaction.finalize();
+        Ok(())
+    }
+
+    /// `job-dismiss`: it is forgotten.
+    pub fn dismiss(&self) -> Result<()> {
+        self.command(Verb::Dismiss, |state| {
+            state.dismissed = true;
+            Ok(())
+        })
+    }
+
+    /// Resolves when its work is over, for good or ill: to why it failed, if it did. From any thread that runs a ring.
+    pub async fn over(&self) -> std::result::Result<(), String> {
+        let look = || {
+            let state = self.state.lock();
+            state.status.is_over().then(|| state.error.clone())
+        };
+        self.changed.until(look).await.map_or(Ok(()), Err)
+    }
+
+    // What follows is for the job's own driver.
+
+    pub(crate) fn begins(&self, completes: bool) {
+        self.completes.get_or_init(|| completes);
+        self.update(|state| state.go(Status::Created));
+    }
+
+    /// It was cancelled along with its transaction.
+    pub(crate) fn cancel_along(&self) {
+        self.update(State::cancel);
+    }
+
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.state.lock().cancelled
+    }
+
+    pub(crate) fn ending(&self) -> Option<Ending> {
+        self.state.lock().ending
+    }
+
+    /// Its work is done: resolves when it is not paused any more and waits for its transaction. False, and it stays where it
+    /// is, if it was cancelled meanwhile.
+    pub(crate) async fn waits(&self) -> bool {
+        let look = || {
+            let mut state = self.state.lock();
+            if state.cancelled {
+                return Some(false);
+            }
+            if state.paused {
+                return None;
+            }
+            state.go(Status::Waiting);
+            self.outbox.post(state.events.drain(..));
+            Some(true)
+        };
+        let waits = self.changed.until(look).await;
+        self.outbox.deliver();
+        waits
+    }
+
+    /// It failed or was cancelled.
+    pub(crate) fn aborts(&self) {
+        self.update(|state| {
+            state.go_on();
+            state.go(Status::Aborting);
+        });
+    }
+
+    pub(crate) fn go(&self, next: Status) {
+        self.update(|state| {
+            state.go(next);
+            if next == Status::Pending && !self.auto_finalize && self.kind.is_block_job() {
+                state.events.push(JobEvent::Pending {
+                    kind: self.kind,
+                    id: self.id.clone(),
+                });
+            }
+        });
+    }
+
+    /// It works from now on, and pauses if that was asked for before.
+    pub(crate) fn runs(&self) {
+        self.update(|state| {
+            state.go(Status::Running);
+            state.rest();
+        });
+    }
+
+    /// What it makes is as good as done.
+    pub(crate) fn ready(&self, _while_running: &Pass<'_>) {
+        self.update(|state| {
+            if state.status == Status::Running {
+                state.go(Status::Ready);
+                let data = self.data(state);
+                state.events.push(JobEvent::Ready(data));
+            }
+        });
+    }
+
+    /// Why it fails; the first reason counts.
+    pub(crate) fn fail(&self, error: &Error) {
+        self.update(|state| {
+            if !state.cancelled {
+                state.error.get_or_insert_with(|| error.to_string());
+            }
+        });
+    }
+
+    /// All is over, and everything in order.
+    pub(crate) fn conclude(&self, succeeded: bool) {
+        self.update(|state| {
+            if !succeeded {
+                state.error.get_or_insert_with(|| CANCELLED.to_owned());
+            }
+            if self.kind.is_block_job() {
+                let job = self.data(state);
+                state.events.push(match succeeded || !state.cancelled {
+                    true => JobEvent::Completed {
+                        job,
+                        error: state.error.clone(),
+                    },
+                    false => JobEvent::Cancelled(job),
+                });
+            }
+            state.go(Status::Concluded);
+        });
+    }
+
+    pub(crate) async fn dismissed(&self) {
+        let look = || self.state.lock().dismissed.then_some(());
+        self.changed.until(look).await;
+    }
+
+    /// How far it is, in bytes.
+    pub(crate) fn progress(&self, change: impl FnOnce(&mut u64, &mut u64)) {
+        let mut state = self.state.lock();
+        let State { done, total, .. } = &mut *state;
+        change(done, total);
+    }
+
+    pub(crate) fn set_actively_synced(&self, synced: bool) {
+        self.state.lock().actively_synced = Some(synced);
+    }
+
+    /// Bytes of one piece, `most` at most.
+    pub(crate) fn piece(&self, most: u64) -> u64 {
+        self.state.lock().pace.piece(most)
+    }
+
+    /// Waits until the speed lets it move this many bytes, then until it neither is paused nor drained. `None` if it was
+    /// cancelled.
+    pub(crate) async fn pass(&self, bytes: u64) -> Option<Pass<'_>> {
+        self.keep_pace(bytes).await;
+        let look = || {
+            let mut state = self.state.lock();
+            if state.cancelled {
+                return Some(None);
+            }
+            if state.paused || state.drains > 0 {
+                return None;
+            }
+            state.in_flight += 1;
+            Some(Some(Pass(self)))
+        };
+        self.changed.until(look).await
+    }
+
+    async fn keep_pace(&self, bytes: u64) {
+        loop {
+            let (wait, speed) = {
+                let mut state = self.state.lock();
+                if state.cancelled {
+                    return;
+                }
+                (state.pace.ask(Instant::now(), bytes), state.pace.speed())
+            };
+            let Some(wait) = wait else { return };
+            let look = || {
+                let state = self.state.lock();
+                (state.cancelled || state.pace.speed() != speed).then_some(())
+            };
+            self.changed.until_or(wait, look).await;
+        }
+    }
+
+    /// The right to do I/O while the job is drained: for whoever drains it.
+    pub(crate) fn force_pass(&self) -> Pass<'_> {
+        self.update(|state| state.in_flight += 1);
+        Pass(self)
+    }
+
+    /// Resolves when `look` finds something, looking again whenever the job's state changes.
+    pub(crate) async fn until<T>(&self, look: impl FnMut() -> Option<T>) -> T {
+        self.changed.until(look).await
+    }
+
+    /// [`Job::until`] for `limit` at most.
+    pub(crate) async fn until_or<T>(&self, limit: Duration, look: impl FnMut() -> Option<T>) {
+        self.changed.until_or(limit, look).await;
+    }
+
+    /// Something that the job's own tasks wait for has changed.
+    pub(crate) fn notify(&self) {
+        self.changed.notify();
+    }
+
+    /// One more of its nodes is being drained, or one less.
+    pub(crate) fn drain(&self, begins: bool) {
+        self.update(|state| match begins {
+            true => state.drains += 1,
+            false => state.drains -= 1,
+        });
+    }
+
+    /// Resolves when it does no I/O.
+    pub(crate) async fn quiet(&self) {
+        let look = || (self.state.lock().in_flight == 0).then_some(());
+        self.changed.until(look).await;
+    }
+
+    /// What to do about an error of the source or the target. Pauses the job if that is it.
+    pub(crate) fn on_error(&self, on: OnError, operation: Operation, error: &Error) -> ErrorAction {
+        let id = &self.id;
+        self.update(|state| {
+            let mut action = on.action(error);
+            if action == ErrorAction::Stop && Verb::Resume.check(id, state.status).is_err() {
+                // Nobody could make it go on.
+                action = ErrorAction::Report;
+            }
+            tracing::warn!(id, operation = operation.name(), action = action.name(), %error, "a job met an error");
+            state.events.push(JobEvent::Error {
+                device: self.id.clone(),
+                operation,
+                action,
+            });
+            if action == ErrorAction::Stop {
+                state.paused = true;
+                state.io_status = policy::io_status(error);
+            }
+            action
+        })
+    }
+
+    /// Waits a little, after an error that is ignored.
+    pub(crate) async fn breathe(&self) {
+        let look = || self.is_cancelled().then_some(());
+        self.changed.until_or(RETRY, look).await;
+    }
+}
+
+impl std::fmt::Debug for Job {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Job").field(&self.info()).finish()
+    }
+}
+
+fn invalid(message: impl Into<String>) -> Error {
+    Error::new(Kind::Invalid, message)
+}

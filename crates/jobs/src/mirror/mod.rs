@@ -1,0 +1,474 @@
+//! `blockdev-mirror`, and the commit of an active image: a copy that is kept the same as a disk that is written, and at last
+//! takes its place, or is left as it is at one moment. The guest stands still only for what was dirty last.
+
+mod tracker;
+
+use std::cell::Cell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use diskfuse_block::graph::Change;
+use diskfuse_block::{DirtyBitmap, Error, Graph, Kind, LocalFuture, Permissions, Result, Wrap};
+
+use crate::backup::{check_sizes, unwrap};
+use crate::chain::{self, held_above};
+use crate::copy::{Bounce, Failure, PIECE, WORKERS, is_zero, stretch};
+use crate::drive::{Driver, crew};
+use crate::event::{ErrorAction, Operation};
+use crate::job::{Ending, Job, JobConfig};
+use crate::policy::OnError;
+use crate::registry::{Jobs, Start};
+use crate::seat::{Rights, Seat};
+use crate::status::JobType;
+use tracker::{AroundSource, Tracker};
+
+/// Bytes that may be dirty when the guest is stopped for the last time: what a disk writes in some tens of milliseconds.
+const LAST: u64 = 4 << 20;
+/// Sweeps that try to get below that before the guest is stopped anyway.
+const SWEEPS: usize = 16;
+/// How long a job that is ready lets dirt gather.
+const GATHER: Duration = Duration::from_millis(50);
+
+/// What of the source is copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MirrorSync {
+    /// All of it.
+    Full,
+    /// What the topmost image holds itself; the target has the same backing file.
+    Top,
+    /// What is written from now on.
+    None,
+}
+
+/// When writes reach the target (`MirrorCopyMode`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CopyMode {
+    /// Some time later.
+    #[default]
+    Background,
+    /// Before they are answered.
+    WriteBlocking,
+}
+
+/// What `blockdev-mirror` is told.
+#[derive(Clone, Debug)]
+pub struct MirrorConfig {
+    /// What every job is told.
+    pub job: JobConfig,
+    /// The node to copy (`device`).
+    pub source: String,
+    /// The node to copy to.
+    pub target: String,
+    /// The node whose place the target takes when the job is completed; the source if none is said.
+    pub replaces: Option<String>,
+    /// What to copy.
+    pub sync: MirrorSync,
+    /// When writes reach the target.
+    pub copy_mode: CopyMode,
+    /// Bytes that are copied together, a power of two; chosen if none is said.
+    pub granularity: Option<u64>,
+    /// About errors of the source.
+    pub on_source_error: OnError,
+    /// About errors of the target.
+    pub on_target_error: OnError,
+}
+
+impl MirrorConfig {
+    /// A copy of everything.
+    pub fn new(job: JobConfig, source: &str, target: &str) -> Self {
+        Self {
+            job,
+            source: source.to_owned(),
+            target: target.to_owned(),
+            replaces: None,
+            sync: MirrorSync::Full,
+            copy_mode: CopyMode::default(),
+            granularity: None,
+            on_source_error: OnError::default(),
+            on_target_error: OnError::default(),
+        }
+    }
+}
+
+/// Gets a mirror ready to begin.
+///
+/// # Errors
+/// In the words of `blockdev-mirror`: if the id or a node is in use, the nodes are the same or of different sizes.
+pub fn mirror(jobs: &Jobs, graph: &Graph, config: MirrorConfig) -> Result<Start> {
+    if config.source == config.target {
+        let message = "Can't mirror node into itself";
+        return Err(Error::new(Kind::Invalid, message));
+    }
+    check_sizes(&*graph.get(&config.source)?, &*graph.get(&config.target)?)?;
+    let scope = match config.sync {
+        MirrorSync::Full => Scope::All,
+        MirrorSync::Top => Scope::Layers(vec![config.source.clone()]),
+        MirrorSync::None => Scope::Nothing,
+    };
+    let nodes = vec![config.source.clone(), config.target.clone()];
+    let target = Rights {
+        perm: Permissions::WRITE,
+        shared: Permissions::CONSISTENT_READ | Permissions::WRITE_UNCHANGED,
+    };
+    let what = What {
+        kind: JobType::Mirror,
+        scope,
+        nodes,
+        target,
+    };
+    start(jobs, graph, config, what)
+}
+
+/// What is different in a mirror and in a commit.
+pub(crate) struct What {
+    pub(crate) kind: JobType,
+    pub(crate) scope: Scope,
+    /// All that it works on.
+    pub(crate) nodes: Vec<String>,
+    pub(crate) target: Rights,
+}
+
+/// What is dirty when the job begins.
+pub(crate) enum Scope {
+    All,
+    Nothing,
+    /// What these hold, from above to below.
+    Layers(Vec<String>),
+}
+
+pub(crate) fn start(jobs: &Jobs, graph: &Graph, config: MirrorConfig, what: What) -> Result<Start> {
+    let admission = jobs.admit(what.kind, config.job.clone(), what.nodes)?;
+    let job = Arc::clone(&admission.job);
+    let reads = Rights {
+        perm: Permissions::CONSISTENT_READ,
+        shared: Permissions::ALL,
+    };
+    let blocking = config.copy_mode == CopyMode::WriteBlocking;
+    let along = blocking.then_some(&*config.source);
+    let source = Seat::take(graph, &job, &config.source, reads, None)?;
+    let target = Arc::new(Seat::take(graph, &job, &config.target, what.target, along)?);
+    let node = source.node();
+    let granularity = match config.granularity {
+        Some(granularity) => granularity,
+        None => DirtyBitmap::default_granularity(&*target.node()),
+    };
+    let tracker = Tracker::new(
+        job,
+        Arc::clone(&target),
+        node.size(),
+        granularity,
+        blocking,
+        config.on_target_error,
+    )?;
+    let wrap: Arc<dyn Wrap> = Arc::new(AroundSource(Arc::clone(&tracker)));
+    let around = || Arc::clone(&wrap);
+    let name = config.source.clone();
+    let changes = vec![Change::Wrap {
+        node: name.clone(),
+        wrap: around(),
+    }];
+    let undo = vec![Change::Unwrap {
+        node: name.clone(),
+        wrap: around(),
+    }];
+    let driver = Mirror {
+        graph: graph.clone(),
+        source,
+        target,
+        tracker,
+        wrap,
+        scope: what.scope,
+        config,
+        pivoted: AtomicBool::new(false),
+    };
+    Ok(Start {
+        graph: graph.clone(),
+        admission,
+        driver: Box::new(driver),
+        nodes: vec![name],
+        changes,
+        undo,
+    })
+}
+
+struct Mirror {
+    graph: Graph,
+    source: Seat,
+    target: Arc<Seat>,
+    tracker: Arc<Tracker>,
+    wrap: Arc<dyn Wrap>,
+    scope: Scope,
+    config: MirrorConfig,
+    pivoted: AtomicBool,
+}
+
+impl Mirror {
+    /// Finds out what must be copied at all.
+    async fn look_around(&self, job: &Arc<Job>) -> Result<()> {
+        match &self.scope {
+            Scope::All => self.skip_zeroes(job).await,
+            Scope::Nothing => Ok(()),
+            Scope::Layers(layers) => self.find_layers(job, layers).await,
+        }
+    }
+
+    /// What both show as zeroes need not be copied.
+    async fn skip_zeroes(&self, job: &Arc<Job>) -> Result<()> {
+        {
+            let Some(_pass) = job.pass(0).await else {
+                return Ok(());
+            };
+            // In blocking mode the guest may be writing there: that is marked by whoever writes.
+            if !is_zero(&*self.target.node()).await? {
+                return Ok(());
+            }
+            self.tracker.fresh.store(true, Ordering::SeqCst);
+        }
+        let dirty = &self.tracker.dirty;
+        let (mut at, size, unit) = (0, dirty.size(), dirty.granularity());
+        while at < size {
+            let Some(_pass) = job.pass(0).await else {
+                return Ok(());
+            };
+            let source = self.source.node();
+            let (len, zero) = stretch(&*source, at, size - at).await?;
+            // Whole units; nobody needs to know of smaller ones, as they are looked at when they are copied.
+            let start = at.next_multiple_of(unit);
+            let end = match at + len >= size {
+                true => size,
+                false => (at + len) / unit * unit,
+            };
+            if zero && start < end {
+                self.skip(start, end, &*source).await?;
+            }
+            at += len;
+        }
+        Ok(())
+    }
+
+    /// Not dirty any more, and then looked at once more: whoever wrote in between has marked it, or shows.
+    async fn skip(&self, start: u64, end: u64, source: &dyn diskfuse_block::Node) -> Result<()> {
+        let dirty = &self.tracker.dirty;
+        dirty.clear(start, end - start);
+        let mut at = start;
+        while at < end {
+            let (len, zero) = stretch(source, at, end - at).await?;
+            if !zero {
+                dirty.mark(at, len);
+            }
+            at += len;
+        }
+        Ok(())
+    }
+
+    async fn find_layers(&self, job: &Arc<Job>, names: &[String]) -> Result<()> {
+        let dirty = &self.tracker.dirty;
+        let (mut at, size) = (0, dirty.size());
+        while at < size {
+            let Some(_pass) = job.pass(0).await else {
+                return Ok(());
+            };
+            let layers = chain::nodes(&self.graph, names)?;
+            let held = held_above(&layers, at, size - at).await?;
+            if held.allocated {
+                dirty.mark(at, held.len);
+            }
+            at += held.len;
+        }
+        Ok(())
+    }
+
+    /// Copies what is dirty, each place once. With `still`, the guest stands still and the gate is shut.
+    async fn sweep(&self, job: &Arc<Job>, still: bool) -> Result<()> {
+        let (cursor, stop) = (Cell::new(0), Cell::new(false));
+        let workers = (0..WORKERS).map(|_| -> LocalFuture<'_, Result<()>> {
+            Box::pin(self.work(job, still, &cursor, &stop))
+        });
+        crew(workers.collect()).await
+    }
+
+    async fn work(
+        &self,
+        job: &Arc<Job>,
+        still: bool,
+        cursor: &Cell<u64>,
+        stop: &Cell<bool>,
+    ) -> Result<()> {
+        let mut bounce = Bounce::default();
+        let dirty = &self.tracker.dirty;
+        while !stop.get() {
+            let piece = if still { PIECE } else { job.piece(PIECE) };
+            let Some(area) = dirty.next_dirty(cursor.get(), u64::MAX, piece) else {
+                return Ok(());
+            };
+            cursor.set(area.end);
+            let len = area.end - area.start;
+            let _pass = match still {
+                true => job.force_pass(),
+                false => match job.pass(len).await {
+                    Some(pass) => pass,
+                    None => return Ok(()),
+                },
+            };
+            let source = self.source.node();
+            match self.tracker.copy(&*source, area, &mut bounce).await {
+                Ok(()) => Self::progress(job, len),
+                Err(failure) => {
+                    let action = self.decide(job, &failure);
+                    // The guest, which stands still, cannot wait for another try.
+                    if action == ErrorAction::Report || still {
+                        stop.set(true);
+                        return Err(failure.error);
+                    }
+                    job.breathe().await;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn decide(&self, job: &Arc<Job>, failure: &Failure) -> ErrorAction {
+        let on = match failure.operation {
+            Operation::Read => self.config.on_source_error,
+            Operation::Write => self.config.on_target_error,
+        };
+        job.on_error(on, failure.operation, &failure.error)
+    }
+
+    fn progress(job: &Arc<Job>, len: u64) {
+        job.progress(|done, total| {
+            *done += len;
+            *total = (*total).max(*done);
+        });
+    }
+
+    /// Tells how much there is to do, now that all of it is known.
+    fn count(&self, job: &Arc<Job>) {
+        let left = self.tracker.dirty.dirty_bytes();
+        job.progress(|done, total| *total = *done + left);
+    }
+
+    async fn run_now(&self, job: &Arc<Job>) -> Result<()> {
+        self.look_around(job).await?;
+        let mut is_ready = false;
+        while !job.is_cancelled() {
+            self.count(job);
+            self.sweep(job, false).await?;
+            self.count(job);
+            if self.tracker.dirty.dirty_bytes() > LAST {
+                continue;
+            }
+            if !is_ready {
+                let Some(pass) = job.pass(0).await else {
+                    break;
+                };
+                job.ready(&pass);
+                is_ready = true;
+            }
+            let wanted = || (job.ending().is_some() || job.is_cancelled()).then_some(());
+            job.until_or(GATHER, wanted).await;
+            if job.ending().is_some() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// The guest stands still; the target becomes the same, to the last byte, on stable storage.
+    async fn settle(&self, job: &Arc<Job>) -> Result<()> {
+        for _ in 0..SWEEPS {
+            if self.tracker.dirty.dirty_bytes() <= LAST {
+                break;
+            }
+            self.sweep(job, false).await?;
+        }
+        // What is on its way to the disk need not be waited for with the guest standing still.
+        self.target.node().flush().await?;
+        let (_pass, _drained) = self.source.hold_still(job).await?;
+        self.sweep(job, true).await?;
+        let left = self.tracker.dirty.dirty_bytes();
+        if left > 0 {
+            let id = job.id();
+            let message = format!("{left} bytes of block job '{id}' could not be copied");
+            return Err(Error::new(Kind::Os(libc::EIO), message));
+        }
+        self.count(job);
+        self.target.node().flush().await?;
+        if job.is_cancelled() {
+            return Ok(());
+        }
+        match job.ending() {
+            Some(Ending::Leave) => self.take_away(),
+            _ => self.pivot().await,
+        }
+    }
+
+    /// The wrap goes while the guest stands still, so that the target is what the source was at one moment.
+    fn take_away(&self) -> Result<()> {
+        self.graph.change(&[self.unwrapping()])?;
+        self.pivoted.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+
+    async fn pivot(&self) -> Result<()> {
+        // What the job itself does with the nodes must not be in its users' way.
+        self.source.leave();
+        self.target.leave();
+        let from = self.config.replaces.as_ref();
+        let replace = Change::Replace {
+            from: from.unwrap_or(&self.config.source).clone(),
+            to: self.config.target.clone(),
+        };
+        let orphans = self.graph.change(&[self.unwrapping(), replace])?;
+        self.pivoted.store(true, Ordering::SeqCst);
+        for orphan in orphans {
+            if let Err(error) = orphan.close().await {
+                tracing::warn!(%error, "a node that nothing stands on any more was not closed well");
+            }
+        }
+        Ok(())
+    }
+
+    fn unwrapping(&self) -> Change {
+        Change::Unwrap {
+            node: self.config.source.clone(),
+            wrap: Arc::clone(&self.wrap),
+        }
+    }
+}
+
+impl Driver for Mirror {
+    fn begin(&self) -> Result<()> {
+        let dirty = &self.tracker.dirty;
+        if matches!(self.scope, Scope::All) {
+            dirty.mark(0, dirty.size());
+        }
+        let job = self.tracker.job();
+        if job.kind() == JobType::Mirror {
+            job.set_actively_synced(self.config.copy_mode == CopyMode::WriteBlocking);
+        }
+        Ok(())
+    }
+
+    fn run<'a>(&'a self, job: &'a Arc<Job>) -> LocalFuture<'a, Result<()>> {
+        Box::pin(self.run_now(job))
+    }
+
+    fn prepare<'a>(&'a self, job: &'a Arc<Job>) -> LocalFuture<'a, Result<()>> {
+        Box::pin(self.settle(job))
+    }
+
+    fn finish<'a>(&'a self, _job: &'a Arc<Job>, _succeeded: bool) -> LocalFuture<'a, ()> {
+        Box::pin(async {
+            self.tracker.end();
+            if !self.pivoted.load(Ordering::SeqCst) {
+                unwrap(&self.graph, &self.config.source, &self.wrap).await;
+            }
+        })
+    }
+
+    fn completes(&self) -> bool {
+        true
+    }
+}

@@ -1,0 +1,142 @@
+//! A job's place at one of its nodes: a user of the graph like any other. Whoever drains the node stops the whole job between
+//! two pieces. A job that drains a node of its own must not hold a pass while it waits for that.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use diskfuse_block::graph::{Attachment, DrainHook, Drained, User};
+use diskfuse_block::{Graph, LocalFuture, Node, Permissions, Result};
+use diskfuse_ring::sleep;
+use parking_lot::Mutex;
+
+use crate::job::{Job, Pass};
+
+/// How long a job that is not alone in draining its node waits before it tries again.
+const AGAIN: Duration = Duration::from_millis(5);
+
+/// What a job does with a node, and what it lets others do.
+#[derive(Clone, Copy)]
+pub(crate) struct Rights {
+    pub(crate) perm: Permissions,
+    pub(crate) shared: Permissions,
+}
+
+pub(crate) struct Seat {
+    graph: Graph,
+    name: String,
+    hook: Arc<Hook>,
+    attachment: Mutex<Option<Attachment>>,
+}
+
+struct Hook {
+    job: Arc<Job>,
+    node: Mutex<Arc<dyn Node>>,
+    /// Drains that asked it to stop since it went on.
+    asked: AtomicUsize,
+    /// A node that is drained along with this one: its users write here as well, through the job's wrap.
+    along: Option<(Graph, String)>,
+    drained: Mutex<Vec<Drained>>,
+}
+
+impl DrainHook for Hook {
+    fn quiesce(&self) -> LocalFuture<'_, ()> {
+        if self.asked.fetch_add(1, Ordering::SeqCst) == 0 {
+            self.job.drain(true);
+        }
+        Box::pin(async {
+            self.job.quiet().await;
+            let Some((graph, name)) = &self.along else {
+                return;
+            };
+            match graph.drain(name).await {
+                Ok(drained) => self.drained.lock().push(drained),
+                Err(error) => tracing::error!(node = name, %error, "cannot be drained"),
+            }
+        })
+    }
+
+    fn resume(&self) {
+        let along = std::mem::take(&mut *self.drained.lock());
+        drop(along);
+        if self.asked.swap(0, Ordering::SeqCst) > 0 {
+            self.job.drain(false);
+        }
+    }
+
+    fn switch(&self, node: Arc<dyn Node>) {
+        *self.node.lock() = node;
+    }
+}
+
+impl Seat {
+    /// The job becomes a user of the node. If the node's users are to stand still whenever this one is drained, `along` names
+    /// another node whose users write to this one.
+    pub(crate) fn take(
+        graph: &Graph,
+        job: &Arc<Job>,
+        name: &str,
+        rights: Rights,
+        along: Option<&str>,
+    ) -> Result<Self> {
+        let hook = Arc::new(Hook {
+            job: Arc::clone(job),
+            node: Mutex::new(graph.get(name)?),
+            asked: AtomicUsize::new(0),
+            along: along.map(|name| (graph.clone(), name.to_owned())),
+            drained: Mutex::default(),
+        });
+        let weak: Weak<dyn DrainHook> = Arc::downgrade(&hook) as Weak<dyn DrainHook>;
+        let user = User {
+            name: format!("block job '{}'", job.id()),
+            perm: rights.perm,
+            shared: rights.shared,
+            drain: Some(weak),
+            follows: false,
+        };
+        let attachment = graph.attach(name, user)?;
+        {
+            // A switch that comes from now on waits for the lock, and one that came before shows in the graph.
+            let mut node = hook.node.lock();
+            *node = graph.get(name)?;
+        }
+        Ok(Self {
+            graph: graph.clone(),
+            name: name.to_owned(),
+            hook,
+            attachment: Mutex::new(Some(attachment)),
+        })
+    }
+
+    /// The node, as its users see it now.
+    pub(crate) fn node(&self) -> Arc<dyn Node> {
+        Arc::clone(&self.hook.node.lock())
+    }
+
+    /// The node's name.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The job is no user of it any more; nothing of its own must be in flight.
+    pub(crate) fn leave(&self) {
+        let attachment = self.attachment.lock().take();
+        drop(attachment);
+    }
+
+    /// Drains the node and gets the right to do I/O all the same. Nobody else who drains it can be between having drained and
+    /// letting go then, and whoever comes waits. The job must hold no pass.
+    pub(crate) async fn hold_still<'j>(&self, job: &'j Job) -> Result<(Pass<'j>, Drained)> {
+        loop {
+            let drained = self.graph.drain(&self.name).await?;
+            // From here on others wait for this pass.
+            let pass = job.force_pass();
+            if self.hook.asked.load(Ordering::SeqCst) <= 1 {
+                return Ok((pass, drained));
+            }
+            drop(pass);
+            drop(drained);
+            sleep(AGAIN).await;
+        }
+    }
+}
