@@ -34,7 +34,7 @@ pub(super) async fn fallocate(
             zero(queue, file, offset, length, Zeroes::MayUnmap).await?;
         }
         _ if mode == ZERO_RANGE | KEEP_SIZE => {
-            zero(queue, file, offset, length, Zeroes::Keep).await?
+            zero(queue, file, offset, length, Zeroes::Keep).await?;
         }
         ZERO_RANGE => {
             if end > disk {
