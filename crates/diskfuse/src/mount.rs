@@ -46,12 +46,16 @@ pub fn run(arguments: &MountArgs) -> Result<ExitCode> {
         polling: Polling::OFF,
     })?;
     let overlay = ring.block_on(overlay::prepare(arguments))?;
-    let opened = open_image(daemon.graph(), &ring, arguments, overlay.as_ref())?;
+    let image = absolute(&arguments.image);
+    let path = overlay.as_ref().map_or(&*image, Overlay::path);
+    let opened = open_image(daemon.graph(), &ring, path, arguments)?;
+    let directory = arguments.dir.then(|| {
+        let plan = directory::plan(daemon.graph(), path, &opened, is_writable(arguments));
+        ring.block_on(plan)
+    });
+    let directory = directory.transpose()?;
     // From here on an overlay that is thrown away has no name.
-    drop(overlay);
-    let plan = directory::plan(daemon.graph(), &opened, is_writable(arguments));
-    let directory = arguments.dir.then(|| ring.block_on(plan)).transpose()?;
-    drop(ring);
+    drop((overlay, ring));
     let node = part_of(daemon.graph(), opened, arguments)?;
     let mountpoint = start_export(&mut daemon, node, directory, arguments)?;
     let control = daemon.listen()?;
@@ -75,25 +79,16 @@ fn is_writable(arguments: &MountArgs) -> bool {
     arguments.writable || arguments.overlay.is_some()
 }
 
-/// Opens the image, whatever its format, or the overlay above it.
-fn open_image(
-    graph: &Graph,
-    ring: &Ring,
-    arguments: &MountArgs,
-    overlay: Option<&Overlay>,
-) -> Result<Opened> {
+/// Opens the image, whatever its format, or the overlay above it, which is at `path`.
+fn open_image(graph: &Graph, ring: &Ring, path: &Path, arguments: &MountArgs) -> Result<Opened> {
     let mut options = open_options(arguments);
-    let name = match overlay {
-        None => absolute(&arguments.image),
-        Some(overlay) => {
-            options.format = Some(Format::Qcow2);
-            overlay.path().to_owned()
-        }
-    };
-    let opened = ring.block_on(diskfuse_image::open(graph, &name, &options));
+    if arguments.overlay.is_some() {
+        options.format = Some(Format::Qcow2);
+    }
+    let opened = ring.block_on(diskfuse_image::open(graph, path, &options));
     opened.map_err(|error| {
         let refused = arguments.writable && is_about_writing(&error);
-        match refused && File::open(&name).is_ok() {
+        match refused && File::open(path).is_ok() {
             true => Error::Refused(format!(
                 "{error}\nIt can be shown read-only: leave --writable out."
             )),

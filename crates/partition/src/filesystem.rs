@@ -69,7 +69,9 @@ fn uuid(from: &[u8], at: usize) -> Option<String> {
     let groups = [0..4, 4..6, 6..8, 8..10, 10..16];
     let hex = |group: std::ops::Range<usize>| -> String {
         let bytes = raw.get(group).unwrap_or_default();
-        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+        bytes
+            .iter()
+            .fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
     };
     Some(groups.map(hex).join("-"))
 }

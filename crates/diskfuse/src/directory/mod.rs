@@ -13,13 +13,14 @@ mod branch;
 mod refresher;
 
 use std::ffi::OsString;
+use std::path::Path;
 use std::sync::Arc;
 
 use diskfuse_block::graph::ChildRole;
 use diskfuse_block::{Graph, Result};
 use diskfuse_fuse::{Entry, Refresh};
 use diskfuse_image::Opened;
-use diskfuse_image::info::{self, ImageInfo};
+use diskfuse_image::info::{ImageInfo, InfoOptions, info};
 use diskfuse_partition::{Contents, file_name};
 use diskfuse_qcow2::node::{Qcow2Config, Qcow2Node};
 use diskfuse_qcow2::snapshots::{self, SnapshotInfo};
@@ -57,12 +58,20 @@ fn info_text(images: &[ImageInfo], contents: &Contents) -> Vec<u8> {
     format!("{text}\n").into_bytes()
 }
 
-/// Looks at an open image, and makes the nodes that its directory shows. Runs on a ring.
-pub async fn plan(graph: &Graph, opened: &Opened, writable: bool) -> Result<Directory> {
-    let mut images = vec![info::of_node(&*opened.node).await?];
-    for layer in &opened.below {
-        images.push(info::of_node(&*layer.node).await?);
-    }
+/// Looks at the image `path`, which is open, and makes the nodes that its directory shows. Runs on a ring.
+pub async fn plan(
+    graph: &Graph,
+    path: &Path,
+    opened: &Opened,
+    writable: bool,
+) -> Result<Directory> {
+    let looked = InfoOptions {
+        format: Some(opened.format),
+        chain: true,
+        // It is this process that may write it, and has not begun to.
+        share: true,
+    };
+    let images = info(path, looked).await?;
     let mut disk = Branch::new(&opened.name, writable);
     let mut contents = disk.look(graph).await?;
     let snapshots = snapshots_of(graph, opened, &mut contents.problems).await?;
