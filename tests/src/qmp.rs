@@ -1,119 +1,170 @@
-//! A client of the monitor, as hosts have it: commands in, answers and events out. It never waits without a limit.
+//! A client of the monitor, which waits for nothing longer than its limit.
 
-use std::collections::VecDeque;
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::wait_until;
-
 /// How long an answer may take.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// A connection that has negotiated its capabilities.
+/// A conversation over a unix socket.
 pub struct Qmp {
-    lines: BufReader<UnixStream>,
-    events: VecDeque<Value>,
+    reader: BufReader<UnixStream>,
+    writer: UnixStream,
+    /// Events that came before answers.
+    pub events: Vec<Value>,
 }
 
 impl Qmp {
-    /// Connects as soon as somebody listens.
+    /// Connects as soon as somebody listens, and reads the greeting.
     #[track_caller]
-    pub fn connect(socket: &Path) -> Self {
-        let mut stream = None;
-        wait_until("the monitor listens", LIMIT, || {
-            stream = UnixStream::connect(socket).ok();
-            stream.is_some()
-        });
-        let stream = stream.expect("it is there");
-        stream.set_read_timeout(Some(LIMIT)).expect("a socket");
-        let mut qmp = Self {
-            lines: BufReader::new(stream),
-            events: VecDeque::new(),
-        };
-        let greeting = qmp.receive();
-        assert!(greeting.get("QMP").is_some(), "{greeting}");
-        qmp.run("qmp_capabilities", json!({}));
-        qmp
+    pub fn greeted(path: &Path) -> (Self, Value) {
+        let mut client = Self::silent(path);
+        let greeting = client.message();
+        (client, greeting)
     }
 
-    fn receive(&mut self) -> Value {
-        let mut line = String::new();
-        let got = self.lines.read_line(&mut line);
-        assert!(got.is_ok_and(|n| n > 0), "the monitor said nothing: {line}");
-        serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"))
-    }
-
-    /// Gives a command, and does not wait for its answer.
-    pub fn send(&mut self, command: &str, arguments: &Value) {
-        let line = json!({"execute": command, "arguments": arguments}).to_string() + "\n";
-        let sent = self.lines.get_mut().write_all(line.as_bytes());
-        sent.expect("a monitor that reads");
-    }
-
-    /// The next answer: what it returns, or its error.
-    pub fn answer(&mut self) -> Result<Value, Value> {
-        loop {
-            let mut got = self.receive();
-            if got.get("event").is_some() {
-                self.events.push_back(got);
-            } else if let Some(error) = got.get_mut("error") {
-                return Err(error.take());
-            } else {
-                return Ok(got["return"].take());
+    /// Connects as soon as somebody listens, and reads nothing.
+    #[track_caller]
+    pub fn silent(path: &Path) -> Self {
+        let end = Instant::now() + LIMIT;
+        let socket = loop {
+            match UnixStream::connect(path) {
+                Ok(socket) => break socket,
+                Err(error) => assert!(Instant::now() < end, "nobody listens: {error}"),
             }
+            std::thread::sleep(Duration::from_millis(2));
+        };
+        for set in [UnixStream::set_read_timeout, UnixStream::set_write_timeout] {
+            set(&socket, Some(LIMIT)).expect("a socket has time limits");
+        }
+        Self {
+            reader: BufReader::new(socket.try_clone().expect("a descriptor")),
+            writer: socket,
+            events: Vec::new(),
         }
     }
 
-    /// Carries out a command that must succeed.
+    /// Connects and negotiates.
+    #[track_caller]
+    pub fn connect(path: &Path) -> Self {
+        let (mut client, _) = Self::greeted(path);
+        assert_eq!(client.run("qmp_capabilities", json!({})), json!({}));
+        client
+    }
+
+    /// The socket.
+    pub fn socket(&self) -> &UnixStream {
+        &self.writer
+    }
+
+    /// Sends bytes as they are.
+    #[track_caller]
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.writer
+            .write_all(bytes.as_ref())
+            .expect("the other side reads");
+    }
+
+    /// The next line, parsed; `None` at the end of the conversation.
+    #[track_caller]
+    pub fn try_message(&mut self) -> Option<Value> {
+        let mut line = String::new();
+        let count = self.reader.read_line(&mut line);
+        if count.expect("an answer in time") == 0 {
+            return None;
+        }
+        Some(serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}")))
+    }
+
+    /// The next message.
+    #[track_caller]
+    pub fn message(&mut self) -> Value {
+        self.try_message().expect("the conversation goes on")
+    }
+
+    /// The next message that is not an event; events are kept.
+    #[track_caller]
+    pub fn answer(&mut self) -> Value {
+        loop {
+            let message = self.message();
+            if message.get("event").is_none() {
+                return message;
+            }
+            self.events.push(message);
+        }
+    }
+
+    /// Gives a command and returns its whole answer.
+    #[track_caller]
+    pub fn ask(&mut self, command: &str, arguments: Value) -> Value {
+        let mut request = json!({"execute": command});
+        request["arguments"] = arguments;
+        self.send(request.to_string() + "\n");
+        self.answer()
+    }
+
+    /// Gives a command, and fails unless it succeeds.
     #[track_caller]
     pub fn run(&mut self, command: &str, arguments: Value) -> Value {
-        self.send(command, &arguments);
-        let answer = self.answer();
-        answer.unwrap_or_else(|error| panic!("{command} {arguments}: {error}"))
+        let mut answer = self.ask(command, arguments);
+        assert!(answer.get("return").is_some(), "{command}: {answer}");
+        answer["return"].take()
     }
 
-    /// Carries out a command that must fail, and returns the error's words.
+    /// The words of the error that a command fails with.
     #[track_caller]
     pub fn refused(&mut self, command: &str, arguments: Value) -> String {
-        self.send(command, &arguments);
-        match self.answer() {
-            Ok(got) => panic!("{command} {arguments} succeeded: {got}"),
-            Err(error) => error["desc"].as_str().unwrap_or_default().to_owned(),
+        let answer = self.ask(command, arguments);
+        let words = answer["error"]["desc"].as_str();
+        words
+            .unwrap_or_else(|| panic!("{command}: {answer}"))
+            .to_owned()
+    }
+
+    /// Waits for an event.
+    #[track_caller]
+    pub fn event(&mut self, name: &str) -> Value {
+        if let Some(place) = self.events.iter().position(|event| event["event"] == name) {
+            return self.events.remove(place);
+        }
+        loop {
+            let message = self.message();
+            if message["event"] == name {
+                return message;
+            }
+            self.events.push(message);
         }
     }
 
-    /// The next event of this name that `wanted` says yes to; others are thrown away.
+    /// Waits for an event that is about this, and throws away those of this name that came before it.
     #[track_caller]
-    pub fn event(&mut self, name: &str, wanted: impl Fn(&Value) -> bool) -> Value {
-        let began = Instant::now();
+    pub fn event_of(&mut self, name: &str, about: impl Fn(&Value) -> bool) -> Value {
+        let end = Instant::now() + LIMIT;
         loop {
-            let event = match self.events.pop_front() {
-                Some(event) => event,
-                None => self.receive(),
-            };
-            if event["event"] == name && wanted(&event["data"]) {
+            let event = self.event(name);
+            if about(&event["data"]) {
                 return event;
             }
-            assert!(began.elapsed() < LIMIT, "no {name}; last was {event}");
+            assert!(Instant::now() < end, "no such {name}; the last was {event}");
         }
     }
 
     /// Waits until a job has this status.
     #[track_caller]
     pub fn job_is(&mut self, id: &str, status: &str) {
-        self.event("JOB_STATUS_CHANGE", |data| {
-            data["id"] == id && data["status"] == status
-        });
+        let about = |data: &Value| data["id"] == id && data["status"] == status;
+        self.event_of("JOB_STATUS_CHANGE", about);
     }
 
-    /// The status of a job, if it is there.
+    /// What is said of a job, if it is there.
+    #[track_caller]
     pub fn job(&mut self, id: &str) -> Option<Value> {
         let jobs = self.run("query-jobs", json!({}));
-        let jobs = jobs.as_array().expect("a list").iter();
-        jobs.clone().find(|job| job["id"] == id).cloned()
+        let mut jobs = jobs.as_array().expect("a list").iter();
+        jobs.find(|job| job["id"] == id).cloned()
     }
 }

@@ -198,7 +198,8 @@ fn wrong_words_on_the_storage_daemons_command_line_are_refused() {
                 "t",
             ),
             (&["--pidfile", "{}/no/pid"], "cannot create PID file"),
-            (&["--monitor", "x"], "not built into this version"),
+            (&["--monitor", "x"], "chardev \"x\" not found"),
+            (&["--nbd-server", "x"], "not built into this version"),
         ];
         for (more, words) in cases {
             daemon_refuses(bed, &[&both[..], more].concat(), &[words]);

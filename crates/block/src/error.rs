@@ -10,6 +10,8 @@ use diskfuse_ring::Reason;
 pub enum Kind {
     /// The host's answer, as it was.
     Os(i32),
+    /// A filter failed the request because it was told to, with this errno: nothing is wrong.
+    Injected(i32),
     /// The image holds something that it must not; it is kept as it is.
     Corrupt,
     /// The node, or what is below it, cannot be written.
@@ -65,7 +67,7 @@ impl Error {
     /// The number for the kernel (positive, as in errno.h).
     pub fn errno(&self) -> i32 {
         match self.kind {
-            Kind::Os(errno) => errno,
+            Kind::Os(errno) | Kind::Injected(errno) => errno,
             Kind::Corrupt | Kind::Ended => libc::EIO,
             Kind::ReadOnly => libc::EROFS,
             Kind::Invalid => libc::EINVAL,

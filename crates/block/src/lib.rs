@@ -24,7 +24,7 @@ mod permissions;
 mod range_queue;
 mod watch;
 
-pub use bitmap::DirtyBitmap;
+pub use bitmap::{DirtyBitmap, Recorder};
 pub use error::{Error, Kind, Result};
 pub use graph::Graph;
 pub use hold::{Grace, Hold, Holds, LANES, lane};

@@ -6,10 +6,11 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use diskfuse_block::Graph;
-use diskfuse_fuse::{End, Export, ExportOptions};
+use diskfuse_fuse::{End, Export, ExportOptions, Stats};
 use diskfuse_ring::{Choice, Config, IoThread, Mailbox, Polling, Ring};
 use rustix::process::{Resource, Rlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -21,6 +22,7 @@ use crate::control::server::{Handler, Server};
 use crate::directory::Directory;
 use crate::error::{Error, Result};
 use crate::mountpoint::MadeFile;
+use crate::qsd::monitor;
 
 /// What the main thread waits for.
 enum Event {
@@ -32,6 +34,34 @@ enum Event {
     Stopped(Key, std::result::Result<(), diskfuse_fuse::Error>),
     /// Somebody asks over the control socket, and waits for the answer.
     Control(Request, Sender<Answer>),
+    /// A client of a monitor gives a command.
+    Monitor(Box<monitor::Request>),
+}
+
+/// What belongs to more than the exports: commands of monitors, and what their clients are told.
+pub trait Attendant {
+    /// Carries out a command. Called on the main thread.
+    fn carry_out(&mut self, daemon: &mut Daemon, request: monitor::Request);
+
+    /// An export has ended and left nothing behind.
+    fn export_gone(&mut self, id: &str);
+
+    /// Everything is to end. Called once, before the exports are stopped.
+    fn ending(&mut self);
+}
+
+/// Nobody: there are no monitors.
+pub struct Nobody;
+
+impl Attendant for Nobody {
+    fn carry_out(&mut self, _: &mut Daemon, request: monitor::Request) {
+        // Dropping it answers it.
+        drop(request);
+    }
+
+    fn export_gone(&mut self, _: &str) {}
+
+    fn ending(&mut self) {}
 }
 
 /// An export's number in this process; never used twice.
@@ -88,8 +118,10 @@ pub struct Daemon {
     next: Key,
     events: Receiver<Event>,
     sender: Sender<Event>,
-    /// A signal has come: no way back.
+    /// A signal has come, or the command to end: no way back.
     ending: bool,
+    /// A signal has come, which the main thread may not have noticed yet.
+    signalled: Arc<AtomicBool>,
     /// The nodes have been closed.
     closed: bool,
     /// Some export did not end as it should; the first error.
@@ -104,8 +136,11 @@ impl Daemon {
         let failed = "Could not set up signals";
         let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(Error::system(failed))?;
         let to = sender.clone();
+        let signalled = Arc::new(AtomicBool::new(false));
+        let noted = Arc::clone(&signalled);
         spawn("signals", move || {
             for signal in signals.forever() {
+                noted.store(true, Ordering::Relaxed);
                 if to.send(Event::Signal(signal)).is_err() {
                     break;
                 }
@@ -120,9 +155,64 @@ impl Daemon {
             events,
             sender,
             ending: false,
+            signalled,
             closed: false,
             failed: None,
         })
+    }
+
+    /// Whether a signal has come that ends the process as soon as [`Daemon::run`] is called.
+    pub fn signalled(&self) -> impl Fn() -> bool + use<> {
+        let signalled = Arc::clone(&self.signalled);
+        move || signalled.load(Ordering::Relaxed)
+    }
+
+    /// Where monitors put the commands that [`Daemon::run`] has carried out.
+    pub fn command_sink(&self) -> impl Fn(monitor::Request) + Send + Sync + use<> {
+        let sender = parking_lot::Mutex::new(self.sender.clone());
+        move |request| {
+            let sender = sender.lock().clone();
+            // Fails when the main thread is past caring; the command is answered by being dropped.
+            let _ = sender.send(Event::Monitor(Box::new(request)));
+        }
+    }
+
+    /// Begins to end everything, as a signal does.
+    pub fn end(&mut self, attendant: &mut dyn Attendant) {
+        if !std::mem::replace(&mut self.ending, true) {
+            attendant.ending();
+        }
+        self.stop_all();
+    }
+
+    /// Begins to stop the export of this id. What is left to do is done when [`Attendant::export_gone`] is called.
+    /// `None`: there is none. `Some(false)`: it is being stopped already.
+    pub fn stop_export(&mut self, id: &str) -> Option<bool> {
+        let mut all = self.exports.iter();
+        let (&key, entry) = all.find(|(_, entry)| entry.export.id() == id)?;
+        let begins = !entry.stopping;
+        self.stop(key);
+        Some(begins)
+    }
+
+    /// The exports, and whether each is being stopped.
+    pub fn exports(&self) -> impl Iterator<Item = (&Export, bool)> {
+        let all = self.exports.values();
+        all.map(|entry| (&*entry.export, entry.stopping))
+    }
+
+    /// The node of each export, and what the export has done.
+    pub fn export_stats(&self) -> Vec<(String, Stats)> {
+        let all = self.exports();
+        all.map(|(export, _)| (export.node_name(), export.stats()))
+            .collect()
+    }
+
+    /// Nodes may have other sizes, and not by an export's doing.
+    pub fn sizes_changed(&self) {
+        for (export, _) in self.exports() {
+            export.size_changed();
+        }
     }
 
     /// The nodes.
@@ -194,10 +284,10 @@ impl Daemon {
 
     /// Serves until the lifetime is over; then everything is drained, flushed, unmounted and closed. The error is the
     /// first thing that went wrong on the way out.
-    pub fn run(&mut self) -> Result<()> {
+    pub fn run(&mut self, attendant: &mut dyn Attendant) -> Result<()> {
         while !self.is_over() {
             match self.events.recv() {
-                Ok(event) => self.handle(event),
+                Ok(event) => self.handle(event, attendant),
                 // The daemon holds a sender itself.
                 Err(_) => break,
             }
@@ -224,16 +314,21 @@ impl Daemon {
         self.exports.is_empty() && (self.ending || self.lifetime == Lifetime::Exports)
     }
 
-    fn handle(&mut self, event: Event) {
+    fn handle(&mut self, event: Event, attendant: &mut dyn Attendant) {
         match event {
             Event::Signal(signal) => {
-                if !std::mem::replace(&mut self.ending, true) {
+                if !self.ending {
                     tracing::info!(signal, "ending");
                 }
-                self.stop_all();
+                self.end(attendant);
             }
             Event::Ended(key, end) => self.ended(key, end),
-            Event::Stopped(key, outcome) => self.remove(key, outcome),
+            Event::Stopped(key, outcome) => {
+                if let Some(id) = self.remove(key, outcome) {
+                    attendant.export_gone(&id);
+                }
+            }
+            Event::Monitor(request) => attendant.carry_out(self, *request),
             Event::Control(Request::List, reply) => {
                 let exports = self.exports.values().map(Entry::status).collect();
                 let _ = reply.send(Answer::Exports { exports });
@@ -269,7 +364,8 @@ impl Daemon {
         if let Err(error) = spawn("stop", work) {
             tracing::debug!(%error, "no thread to stop an export with; doing it here");
             let outcome = entry.export.stop();
-            self.remove(key, outcome);
+            // The daemon holds the other end itself.
+            let _ = self.sender.send(Event::Stopped(key, outcome));
         }
     }
 
@@ -295,10 +391,14 @@ impl Daemon {
         self.stop(key);
     }
 
-    fn remove(&mut self, key: Key, outcome: std::result::Result<(), diskfuse_fuse::Error>) {
-        let Some(mut entry) = self.exports.remove(&key) else {
-            return;
-        };
+    /// Forgets an export that has been stopped, and returns its id.
+    fn remove(
+        &mut self,
+        key: Key,
+        outcome: std::result::Result<(), diskfuse_fuse::Error>,
+    ) -> Option<String> {
+        let mut entry = self.exports.remove(&key)?;
+        let id = entry.export.id().to_owned();
         let waiting = std::mem::take(&mut entry.waiting);
         drop(entry);
         let answer = match outcome {
@@ -315,6 +415,7 @@ impl Daemon {
         for reply in waiting {
             let _ = reply.send(answer.clone());
         }
+        Some(id)
     }
 
     fn unmount(&mut self, mountpoint: &WirePath, reply: Sender<Answer>) {
@@ -338,9 +439,8 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        self.ending = true;
-        self.stop_all();
-        if let Err(error) = self.run() {
+        self.end(&mut Nobody);
+        if let Err(error) = self.run(&mut Nobody) {
             tracing::error!("{error}");
         }
     }
@@ -377,7 +477,7 @@ impl Entry {
 fn close_nodes(graph: &Graph) -> Result<()> {
     let mut nodes = Vec::new();
     for name in names_from_above(graph) {
-        let node = graph.get(&name)?;
+        let node = graph.bare(&name)?;
         if !node.read_only() {
             nodes.push((name, node));
         }

@@ -19,7 +19,7 @@ use diskfuse_ring::{Choice, Config, Polling, Ring};
 
 use crate::background::{self, Role};
 use crate::cli::{self, MountArgs};
-use crate::daemon::{Daemon, Lifetime, NewExport, own_threads};
+use crate::daemon::{Daemon, Lifetime, NewExport, Nobody, own_threads};
 use crate::directory::{self, Directory};
 use crate::error::{Error, Result};
 use crate::logging;
@@ -68,7 +68,7 @@ pub fn run(arguments: &MountArgs) -> Result<ExitCode> {
         Some(readiness) => readiness.announce(&news)?,
         None => output::say(&news)?,
     }
-    let outcome = daemon.run();
+    let outcome = daemon.run(&mut Nobody);
     // Everybody who waits is answered before the process ends.
     drop(control);
     outcome.map(|()| ExitCode::SUCCESS)

@@ -6,7 +6,7 @@ use std::cell::Cell;
 use std::ops::Range;
 use std::sync::Arc;
 
-use diskfuse_block::{Error, Graph, Kind, LocalFuture, Permissions, Resize, Result};
+use diskfuse_block::{Error, Graph, Kind, LocalFuture, Permissions, Resize, Result, Zeroes};
 
 use crate::chain::{self, held_above};
 use crate::copy::{Bounce, Copied, Failure, Holds, PIECE, WORKERS, copy};
@@ -15,7 +15,7 @@ use crate::event::ErrorAction;
 use crate::job::{Job, JobConfig};
 use crate::mirror::{self, MirrorConfig, Scope, What};
 use crate::policy::OnError;
-use crate::registry::{Jobs, Start};
+use crate::registry::{Jobs, Start, Undo};
 use crate::seat::{Rights, Seat};
 use crate::status::JobType;
 use crate::stream::{backing_name, stand_on};
@@ -178,7 +178,7 @@ fn commit_below(
         driver: Box::new(driver),
         nodes: Vec::new(),
         changes: Vec::new(),
-        undo: Vec::new(),
+        undo: Undo::new(graph, Vec::new()),
     })
 }
 
@@ -210,7 +210,22 @@ impl Commit {
         let workers = (0..WORKERS).map(|_| -> LocalFuture<'_, Result<()>> {
             Box::pin(self.work(job, size, &cursor, &stop))
         });
-        crew(workers.collect()).await
+        crew(workers.collect()).await?;
+        self.hide_tail(job, size).await
+    }
+
+    /// Past the end of the top the image above shows zeroes, however long it is or becomes, and the base may have something
+    /// else there, which nobody above ever saw.
+    async fn hide_tail(&self, job: &Arc<Job>, size: u64) -> Result<()> {
+        let Some(_pass) = job.pass(0).await else {
+            return Ok(());
+        };
+        let base = self.base.node();
+        let end = base.size();
+        match end > size {
+            true => base.write_zeroes(size, end - size, Zeroes::MayUnmap).await,
+            false => Ok(()),
+        }
     }
 
     async fn work(

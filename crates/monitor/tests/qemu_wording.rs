@@ -391,6 +391,24 @@ fn what_is_accepted_here_is_accepted_by_qemu() {
             "{'qom-type':'iothread','id':'a','poll-max-ns':1}".to_owned(),
         ),
         (
+            "--object",
+            "throttle-group,id=t,x-bps-total=100,x-bps-total-max=200,x-bps-total-max-length=2,limits.iops-read=5,\
+             limits.iops-size=4096"
+                .to_owned(),
+        ),
+        (
+            "--object",
+            "{'qom-type':'throttle-group','id':'t','limits':{'bps-read':1,'bps-write':2}}".to_owned(),
+        ),
+        ("--object", "secret,id=s,data=aGVsbG8=,format=base64".to_owned()),
+        (
+            "--blockdev",
+            "blkdebug,node-name=n,image.driver=null-co,align=4096,max-transfer=65536,inject-error.0.event=none,\
+             inject-error.0.iotype=block-status,inject-error.0.sector=-1,inject-error.0.once=on,\
+             inject-error.0.immediately=on,inject-error.0.errno=28,set-state.0.event=l2_load,set-state.0.new_state=2"
+                .to_owned(),
+        ),
+        (
             "--blockdev",
             "null-co,node-name=n,size=010,read-zeroes=yes,latency-ns= +5".to_owned(),
         ),

@@ -1,5 +1,5 @@
 //! Disks that real tools made, damaged ones, and random damage.
-#![allow(missing_docs, clippy::unwrap_used)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -271,7 +271,15 @@ fn hundreds_of_partitions_are_read_and_thousands_bounded() {
 #[test]
 fn file_systems_say_who_they_are() {
     let uuid = "0b5c5d41-5b1b-4b4e-9d43-9ad3f0b1f9aa";
-    let cases: [(&str, &[&str], &str, Option<&str>, Option<&str>); 6] = [
+    // The tool, its arguments, and what is found: kind, label, UUID.
+    type Case<'c> = (
+        &'c str,
+        &'c [&'c str],
+        &'c str,
+        Option<&'c str>,
+        Option<&'c str>,
+    );
+    let cases: [Case<'_>; 6] = [
         (
             "mkfs.ext4",
             &["-q", "-L", "my root", "-U", uuid],

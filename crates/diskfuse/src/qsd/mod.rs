@@ -2,27 +2,36 @@
 //! silent unless something is wrong, and leave nothing mounted when it fails.
 
 mod children;
+mod commands;
 mod exports;
 mod filters;
 mod live;
+pub mod monitor;
 mod nodes;
 mod objects;
 mod pidfile;
 mod qcow2;
 mod query;
 mod suggest;
+mod trace;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use diskfuse_monitor::{Directive, EventLoop, parse_command_line};
+use diskfuse_monitor::{
+    ChardevBackend, Directive, EventLoop, FileOption, parse_command_line, read_file,
+};
 use diskfuse_ring::Choice;
 
 use crate::background::{self, Role};
 use crate::daemon::{Daemon, Lifetime};
 use crate::error::{Error, Plain, Result};
-use crate::{logging, output};
+use crate::output;
+use commands::Commands;
+use monitor::Monitors;
 use nodes::Nodes;
 use objects::Objects;
 use pidfile::PidFile;
@@ -71,16 +80,17 @@ fn run(name: &str, arguments: Vec<OsString>) -> Result<ExitCode> {
         (true, Role::Launcher) => return background::launch(),
         (true, Role::Daemon(readiness)) => Some(readiness),
     };
-    logging::start(settings.log.as_deref(), None)?;
+    trace::start_logging(settings.log.as_deref(), &directives)?;
     // In this order, so that on an error the exports end before the threads that serve them.
-    let objects = Objects::new(settings.choice());
+    let mut commands: Commands;
     let mut daemon = Daemon::new(Lifetime::Signals)?;
+    let objects = Objects::new(settings.choice());
     let nodes = Nodes::new(daemon.graph().clone(), objects.clone());
+    commands = Commands::new(nodes, objects, Monitors::new(daemon.command_sink()));
     for (directive, words) in directives.into_iter().zip(split(words)) {
-        carry_out(directive, &nodes, &mut daemon, &objects)
+        carry_out(directive, &settings, &mut commands, &mut daemon)
             .map_err(|error| Error::Refused(format!("{}: {error}", Plain(&words))))?;
     }
-    drop(nodes);
     let control = daemon.listen();
     if let Err(error) = &control {
         // Callers who know nothing of it do not miss it.
@@ -94,32 +104,63 @@ fn run(name: &str, arguments: Vec<OsString>) -> Result<ExitCode> {
     if let Some(readiness) = readiness {
         readiness.announce("")?;
     }
-    let outcome = daemon.run();
+    let outcome = daemon.run(&mut commands);
     drop((control, pidfile));
+    commands.say_goodbye(&outcome);
     outcome.map(|()| ExitCode::SUCCESS)
 }
 
 fn carry_out(
     directive: Directive,
-    nodes: &Nodes,
+    settings: &Settings,
+    commands: &mut Commands,
     daemon: &mut Daemon,
-    objects: &Objects,
 ) -> Result<()> {
     match directive {
-        Directive::Blockdev(options) => nodes.add(&options).map(drop),
-        Directive::Object(options) => objects.add(options),
-        Directive::Export(options) => exports::add(daemon, objects, &options),
+        Directive::Blockdev(options) => commands.nodes.add(&options).map(drop),
+        Directive::Object(options) => commands.objects.add(options),
+        Directive::Export(options) => exports::add(daemon, &commands.objects, &options),
+        Directive::File(option, path) => {
+            let inside = read_arguments(option, &path)?;
+            inside
+                .into_iter()
+                .try_for_each(|inside| carry_out(inside, settings, commands, daemon))
+        }
+        Directive::Chardev(options) => {
+            if settings.daemonize && options.backend == ChardevBackend::Stdio {
+                return Err(Error::refused("cannot use stdio with -daemonize"));
+            }
+            let interrupted = daemon.signalled();
+            commands.monitors.add_chardev(&options, &interrupted)
+        }
+        Directive::Monitor(options) => commands.monitors.add_monitor(&options),
         Directive::PidFile(_)
         | Directive::Daemonize
         | Directive::Help(_)
         | Directive::Version
+        | Directive::Trace(_)
         | Directive::Log(_)
         | Directive::EventLoop(_) => Ok(()),
-        Directive::Chardev(_)
-        | Directive::Monitor(_)
-        | Directive::File(..)
-        | Directive::Trace(_) => Ok(()),
     }
+}
+
+/// The longest file of arguments, in bytes.
+const LONGEST_FILE: u64 = 1 << 20;
+
+/// What `@FILE` stands for.
+fn read_arguments(option: FileOption, path: &Path) -> Result<Vec<Directive>> {
+    let failed = || format!("Could not read '{}'", path.display());
+    let mut text = String::new();
+    let file = File::open(path).map_err(Error::system(failed()))?;
+    let mut limited = file.take(LONGEST_FILE + 1);
+    limited
+        .read_to_string(&mut text)
+        .map_err(Error::system(failed()))?;
+    if text.len() as u64 > LONGEST_FILE {
+        return Err(Error::refused(format!("{}: more than 1 MiB", failed())));
+    }
+    let wrong = |error| Error::Refused(format!("'{}': {error}", path.display()));
+    read_file(option, &text).map_err(wrong)
 }
 
 impl Settings {

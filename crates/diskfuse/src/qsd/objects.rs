@@ -169,10 +169,6 @@ impl Objects {
 }
 
 /// What the monitor asks of objects that are there already.
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "for object-del, qom-* and query-iothreads")
-)]
 impl Objects {
     /// Takes the object away, and waits for its thread if it is one. Refused while something uses it.
     pub fn remove(&self, id: &str) -> Result<()> {

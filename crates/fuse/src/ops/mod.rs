@@ -6,7 +6,7 @@ mod data;
 mod names;
 mod space;
 
-use diskfuse_block::{Error, Resize};
+use diskfuse_block::{Error, Kind, Resize};
 
 use crate::abi::{StatfsOut, init};
 use crate::file::Local;
@@ -22,12 +22,13 @@ pub(crate) type Answer = Result<usize, i32>;
 /// Counts an error of the disk, says it to the log, and makes an errno of it.
 pub(crate) fn disk_error(queue: &Queue, error: &Error) -> i32 {
     let errors = &queue.lane().errors;
-    // Full disks and refused operations are the writer's business; of the others the first few tell the story.
+    // Full disks and refused operations are the writer's business, and errors that were asked for nobody's; of the others
+    // the first few tell the story.
     let seen = errors.load(std::sync::atomic::Ordering::Relaxed);
     let expected = matches!(
         error.errno(),
         libc::ENOSPC | libc::EDQUOT | libc::EOPNOTSUPP | libc::EINVAL
-    );
+    ) || matches!(error.kind(), Kind::Injected(_));
     if expected || seen >= 10 {
         tracing::debug!(export = %queue.shared.options.id, %error, "request failed");
     } else {

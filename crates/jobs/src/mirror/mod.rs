@@ -6,10 +6,12 @@ mod tracker;
 use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use diskfuse_block::graph::Change;
-use diskfuse_block::{DirtyBitmap, Error, Graph, Kind, LocalFuture, Permissions, Result, Wrap};
+use diskfuse_block::{
+    DirtyBitmap, Error, Graph, Kind, LocalFuture, Permissions, Resize, Result, Wrap,
+};
 
 use crate::backup::{check_sizes, unwrap};
 use crate::chain::{self, held_above};
@@ -18,13 +20,15 @@ use crate::drive::{Driver, crew};
 use crate::event::{ErrorAction, Operation};
 use crate::job::{Ending, Job, JobConfig};
 use crate::policy::OnError;
-use crate::registry::{Jobs, Start};
+use crate::registry::{Jobs, Start, Undo};
 use crate::seat::{Rights, Seat};
 use crate::status::JobType;
 use tracker::{AroundSource, Tracker};
 
-/// Bytes that may be dirty when the guest is stopped for the last time: what a disk writes in some tens of milliseconds.
+/// What may be dirty when the guest is stopped for the last time: as many bytes as any disk writes in some tens of milliseconds,
 const LAST: u64 = 4 << 20;
+/// or as many as this one seems to copy in this time.
+const SHORT: Duration = Duration::from_millis(100);
 /// Sweeps that try to get below that before the guest is stopped anyway.
 const SWEEPS: usize = 16;
 /// How long a job that is ready lets dirt gather.
@@ -129,6 +133,12 @@ pub(crate) struct What {
     pub(crate) target: Rights,
 }
 
+/// Bytes that are copied in `time`, if `bytes` were in `took`.
+fn dirty_in(time: Duration, bytes: u64, took: Duration) -> u64 {
+    let rate = u128::from(bytes) * time.as_nanos() / took.as_nanos().max(1);
+    u64::try_from(rate).unwrap_or(u64::MAX)
+}
+
 /// What is dirty when the job begins.
 pub(crate) enum Scope {
     All,
@@ -188,7 +198,7 @@ pub(crate) fn start(jobs: &Jobs, graph: &Graph, config: MirrorConfig, what: What
         driver: Box::new(driver),
         nodes: vec![name],
         changes,
-        undo,
+        undo: Undo::new(graph, undo),
     })
 }
 
@@ -209,7 +219,22 @@ impl Mirror {
         match &self.scope {
             Scope::All => self.skip_zeroes(job).await,
             Scope::Nothing => Ok(()),
-            Scope::Layers(layers) => self.find_layers(job, layers).await,
+            Scope::Layers(layers) => {
+                self.make_room(job).await?;
+                self.find_layers(job, layers).await
+            }
+        }
+    }
+
+    /// The base of a commit may be the smaller one.
+    async fn make_room(&self, job: &Arc<Job>) -> Result<()> {
+        let Some(_pass) = job.pass(0).await else {
+            return Ok(());
+        };
+        let (target, size) = (self.target.node(), self.tracker.dirty.size());
+        match target.size() < size {
+            true => target.resize(size, Resize::AtLeast, false).await,
+            false => Ok(()),
         }
     }
 
@@ -354,9 +379,11 @@ impl Mirror {
         let mut is_ready = false;
         while !job.is_cancelled() {
             self.count(job);
+            let (begun, dirty) = (Instant::now(), self.tracker.dirty.dirty_bytes());
             self.sweep(job, false).await?;
             self.count(job);
-            if self.tracker.dirty.dirty_bytes() > LAST {
+            let last = dirty_in(SHORT, dirty, begun.elapsed());
+            if self.tracker.dirty.dirty_bytes() > last.max(LAST) {
                 continue;
             }
             if !is_ready {

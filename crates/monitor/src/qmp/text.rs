@@ -1,12 +1,14 @@
 //! JSON as QEMU writes it, for the eyes and the patterns that are used to it: `"key": value, `, characters that are not
 //! ASCII as `\uXXXX`, and if wanted a line for each member.
 
+use std::fmt::Write;
+
 use serde_json::Value;
 
 /// The text of a message with the end of its line, as it goes over the wire.
 pub fn to_text(value: &Value, pretty: bool) -> String {
     let mut text = String::new();
-    write(value, pretty.then_some(0), &mut text);
+    write_value(value, pretty.then_some(0), &mut text);
     if pretty {
         text = text.replace('\n', "\r\n");
     }
@@ -17,7 +19,7 @@ pub fn to_text(value: &Value, pretty: bool) -> String {
 /// Writes a value; `depth` is how many values are around it, if each member gets a line.
 ///
 /// Recursion: what is written was read with bounded depth, or made here.
-fn write(value: &Value, depth: Option<usize>, text: &mut String) {
+fn write_value(value: &Value, depth: Option<usize>, text: &mut String) {
     match value {
         Value::Null => text.push_str("null"),
         Value::Bool(true) => text.push_str("true"),
@@ -28,7 +30,7 @@ fn write(value: &Value, depth: Option<usize>, text: &mut String) {
             text.push('[');
             for (index, element) in list.iter().enumerate() {
                 separate(index, depth, text);
-                write(element, depth.map(|depth| depth + 1), text);
+                write_value(element, depth.map(|depth| depth + 1), text);
             }
             end_line(depth, text);
             text.push(']');
@@ -39,7 +41,7 @@ fn write(value: &Value, depth: Option<usize>, text: &mut String) {
                 separate(index, depth, text);
                 write_string(key, text);
                 text.push_str(": ");
-                write(value, depth.map(|depth| depth + 1), text);
+                write_value(value, depth.map(|depth| depth + 1), text);
             }
             end_line(depth, text);
             text.push('}');
@@ -82,7 +84,8 @@ fn write_string(string: &str, text: &mut String) {
             ' '..='~' => text.push(letter),
             _ => {
                 for unit in letter.encode_utf16(&mut [0; 2]) {
-                    text.push_str(&format!("\\u{unit:04X}"));
+                    // Writing to a string cannot fail.
+                    let _ = write!(text, "\\u{unit:04X}");
                 }
             }
         }

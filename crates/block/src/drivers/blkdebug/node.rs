@@ -5,7 +5,7 @@ use std::io::Error as OsError;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use diskfuse_ring::{Buf, sleep};
+use diskfuse_ring::{Buf, Reason, sleep};
 use parking_lot::Mutex;
 
 use super::rules::{Event, InjectError, IoType, Rules, SetState};
@@ -103,8 +103,10 @@ impl Shared {
         if hit.errno == 0 {
             return Ok(());
         }
-        let what = format!("blkdebug: {io_type:?} of {len} bytes at {offset} failed as asked for");
-        Err(Error::os(what, OsError::from_raw_os_error(hit.errno)))
+        let reason = OsError::from_raw_os_error(hit.errno);
+        let reason = Reason(&reason);
+        let message = format!("blkdebug: {io_type:?} of {len} bytes at {offset}: {reason}");
+        Err(Error::new(Kind::Injected(hit.errno), message))
     }
 
     fn writable(&self) -> Result<()> {
@@ -218,7 +220,8 @@ impl Node for BlkdebugNode {
 
     /// Errors are for those who use the node: whoever takes it down meets none.
     fn close(&self) -> LocalFuture<'_, Result<()>> {
-        self.child.close()
+        // Not by way of the rules.
+        self.child.flush()
     }
 
     fn resize(&self, size: u64, how: Resize, preallocate: bool) -> LocalFuture<'_, Result<()>> {

@@ -1,40 +1,79 @@
 //! Commands about nodes: made, taken away, resized, made images of.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
-use diskfuse_block::{Node, SECTOR, downcast};
+use diskfuse_block::graph::ChildRole;
+use diskfuse_block::{BackingName, SECTOR};
 use diskfuse_image::{Preallocation, create};
-use diskfuse_jobs::{JobConfig, run as run_job};
+use diskfuse_jobs::{JobConfig, JobType, run as run_job};
+use diskfuse_monitor::BlockdevOptions;
 use diskfuse_monitor::commands::{
-    BlockDirtyInfo, BlockResize, BlockdevCreate, BlockdevDel, ChangeBackingFile, CompressionType,
+    BlockResize, BlockdevCreate, BlockdevDel, BlockdevReopen, ChangeBackingFile, CompressionType,
     CreateFile, CreateOptions, CreateQcow2, PreallocMode, Qcow2Version,
 };
 use diskfuse_qcow2::create::CreateOptions as Qcow2Create;
 use diskfuse_qcow2::format::{Backing, Compression};
-use diskfuse_qcow2::node::Qcow2Node;
 
-use super::Host;
+use super::Commands;
 use crate::daemon::Daemon;
 use crate::error::{Error, Result};
 use crate::qsd::live;
 
+/// `blockdev-add`.
+pub fn add(host: &Commands, options: &BlockdevOptions) -> Result<()> {
+    if options.node_name.is_none() {
+        return Err(Error::refused(
+            "'node-name' must be specified for the root node",
+        ));
+    }
+    host.nodes.add(options).map(drop)
+}
+
 /// `blockdev-del`.
-pub fn delete(host: &Host, what: &BlockdevDel) -> Result<()> {
+pub fn delete(host: &mut Commands, what: &BlockdevDel) -> Result<()> {
     let name = &what.node_name;
-    if let Some(job) = host.jobs.job_on(name) {
+    if !host.nodes.graph.names().contains(name) {
         return Err(Error::Refused(format!(
-            "Node '{name}' is busy: block device is in use by block job: {job}"
+            "Failed to find node with node-name='{name}'"
         )));
     }
-    host.nodes.remove(name)
+    check_free(host, name)?;
+    host.nodes.remove(name)?;
+    host.bitmaps.forget(&host.nodes);
+    Ok(())
+}
+
+/// `blockdev-reopen`.
+pub fn reopen(host: &Commands, what: &BlockdevReopen) -> Result<()> {
+    for options in &what.options {
+        if let Some(name) = &options.node_name {
+            check_free(host, name)?;
+        }
+    }
+    live::reopen::reopen(&host.nodes, &what.options)
+}
+
+/// `blockdev-snapshot`.
+pub fn snapshot(host: &Commands, node: &str, overlay: &str) -> Result<()> {
+    check_free(host, node)?;
+    live::snapshot::snapshot(&host.nodes, node, overlay)
+}
+
+/// Refuses if a job works on the node.
+fn check_free(host: &Commands, name: &str) -> Result<()> {
+    match host.jobs.job_on(name) {
+        None => Ok(()),
+        Some(job) => Err(Error::Refused(format!(
+            "Node '{name}' is busy: block device is in use by block job: {job}"
+        ))),
+    }
 }
 
 /// `block_resize`.
-pub fn resize(host: &Host, daemon: &Daemon, what: &BlockResize) -> Result<()> {
-    let name = match (&what.node_name, &what.device) {
-        (Some(name), None) | (None, Some(name)) => name,
-        _ => return Err(Error::refused("Need exactly one of 'device' and 'node-name'")),
+pub fn resize(host: &Commands, daemon: &Daemon, what: &BlockResize) -> Result<()> {
+    let ((Some(name), None) | (None, Some(name))) = (&what.node_name, &what.device) else {
+        let message = "Need exactly one of 'device' and 'node-name'";
+        return Err(Error::refused(message));
     };
     let Ok(size) = u64::try_from(what.size) else {
         return Err(Error::refused("Parameter 'size' expects a >0 size"));
@@ -43,44 +82,36 @@ pub fn resize(host: &Host, daemon: &Daemon, what: &BlockResize) -> Result<()> {
     if !size.is_multiple_of(SECTOR) && node.limits().size_alignment > 1 {
         return Err(Error::refused("The new size must be a multiple of 512"));
     }
-    if let Some(job) = host.jobs.job_on(name) {
-        return Err(Error::Refused(format!(
-            "Node '{name}' is busy: block device is in use by block job: {job}"
-        )));
-    }
+    check_free(host, name)?;
     live::resize::resize(&host.nodes, name, size)?;
+    host.bitmaps.resized(&host.nodes);
     daemon.sizes_changed();
     Ok(())
 }
 
 /// `change-backing-file`: the header of an image that is in use says another name.
-pub fn change_backing_file(host: &Host, what: &ChangeBackingFile) -> Result<()> {
+pub fn change_backing_file(host: &Commands, what: &ChangeBackingFile) -> Result<()> {
     let name = &what.image_node_name;
-    let bare = live::find(&host.nodes, name)?;
-    let Some(image) = downcast::<Qcow2Node>(&*bare) else {
-        let driver = bare.driver();
-        return Err(Error::Refused(format!(
-            "Node '{name}' of driver '{driver}' has no backing file"
-        )));
+    let image = live::find(&host.nodes, name)?;
+    let edges = host.nodes.graph.edges(name)?;
+    let Some((_, below)) = edges.iter().find(|(role, _)| *role == ChildRole::Backing) else {
+        return Err(Error::refused(
+            "not allowing backing file change on an image without a backing file",
+        ));
     };
-    let Some(backing) = image.children().backing else {
-        return Err(Error::refused("not allowing backing file change on an image without a backing file"));
-    };
-    let format = match backing.driver() {
+    let format = match host.nodes.graph.bare(below)?.driver() {
         "file" | "host_device" => "raw",
         driver => driver,
     };
-    let backing = Backing {
+    let backing = BackingName {
         name: what.backing_file.clone(),
         format: Some(format.to_owned()),
     };
-    live::while_closed(&host.nodes, name, async |file: &dyn Node| {
-        diskfuse_image::header::set_backing(file, Some(backing)).await
-    })
+    Ok(host.nodes.run(image.change_backing(Some(backing)))??)
 }
 
 /// `blockdev-create`.
-pub fn create(host: &Host, what: &BlockdevCreate) -> Result<()> {
+pub fn create(host: &Commands, what: &BlockdevCreate) -> Result<()> {
     let config = JobConfig {
         auto_dismiss: false,
         ..JobConfig::new(what.job_id.clone())
@@ -91,15 +122,15 @@ pub fn create(host: &Host, what: &BlockdevCreate) -> Result<()> {
     }
 }
 
-fn create_file(host: &Host, config: JobConfig, file: &CreateFile) -> Result<()> {
+fn create_file(host: &Commands, config: JobConfig, file: &CreateFile) -> Result<()> {
     let preallocation = preallocation(file.preallocation);
     let (path, size) = (PathBuf::from(&file.filename), file.size);
     let work = move || async move { create::raw_file(&path, size, preallocation).await };
-    run_job(&host.jobs, config, Vec::new(), work)?;
+    run_job(&host.jobs, JobType::Create, config, work)?;
     Ok(())
 }
 
-fn create_qcow2(host: &Host, config: JobConfig, what: &CreateQcow2) -> Result<()> {
+fn create_qcow2(host: &Commands, config: JobConfig, what: &CreateQcow2) -> Result<()> {
     let name = &what.file.0;
     let file = live::find(&host.nodes, name)?;
     let data_file = match &what.data_file {
@@ -107,21 +138,24 @@ fn create_qcow2(host: &Host, config: JobConfig, what: &CreateQcow2) -> Result<()
         Some(data) => {
             let node = live::find(&host.nodes, &data.0)?;
             let Some(filename) = node.filename() else {
-                return Err(Error::Refused(format!("Node '{}' has no file name", data.0)));
+                return Err(Error::Refused(format!(
+                    "Node '{}' has no file name",
+                    data.0
+                )));
             };
             Some((node, filename))
         }
     };
     let options = qcow2_options(what, data_file.as_ref().map(|(_, name)| name.clone()))?;
     let preallocation = preallocation(what.preallocation);
-    let used = std::iter::once(name.clone()).chain(what.data_file.iter().map(|d| d.0.clone()));
     let work = move || async move {
         if let Some((data, _)) = data_file {
-            data.resize(options.size, diskfuse_block::Resize::Exactly, false).await?;
+            data.resize(options.size, diskfuse_block::Resize::Exactly, false)
+                .await?;
         }
         create::qcow2_on(&*file, &options, preallocation).await
     };
-    run_job(&host.jobs, config, used.collect(), work)?;
+    run_job(&host.jobs, JobType::Create, config, work)?;
     Ok(())
 }
 

@@ -5,6 +5,7 @@ pub mod internal;
 pub mod reopen;
 pub mod resize;
 pub mod snapshot;
+pub mod writable;
 
 use std::sync::Arc;
 

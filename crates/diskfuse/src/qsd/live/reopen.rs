@@ -52,7 +52,7 @@ impl Reopening<'_> {
             self.drained.push(drained);
         }
         // Those below come first: each is made on what is below it then.
-        for name in self.from_below() {
+        for name in self.lowest_first() {
             let given = all.iter().find(|o| o.node_name.as_deref() == Some(&*name));
             let with = match given {
                 Some(options) => self.make(&name, options)?,
@@ -81,7 +81,7 @@ impl Reopening<'_> {
         Ok(name.clone())
     }
 
-    fn from_below(&self) -> Vec<String> {
+    fn lowest_first(&self) -> Vec<String> {
         let mut names = crate::daemon::names_from_above(&self.nodes.graph);
         names.reverse();
         names

@@ -2,23 +2,31 @@
 
 use diskfuse_block::graph::ChildRole;
 use diskfuse_image::info::{self, Snapshot};
-use diskfuse_monitor::BlockdevOptions;
 use diskfuse_monitor::blockdev::DetectZeroes;
 use diskfuse_monitor::commands::{
     BlockDeviceInfo, BlockdevCacheInfo, DetectZeroesMode, ImageInfo, SnapshotInfo,
 };
+use diskfuse_monitor::{BlockDriver, BlockdevOptions};
 
 use crate::error::{Error, Result};
+use crate::qsd::commands::bitmaps::Bitmaps;
 use crate::qsd::nodes::Nodes;
 
 /// Every node, the youngest first. Unless `flat`, each tells of the images below it as well.
-pub fn named_block_nodes(nodes: &Nodes, flat: bool) -> Result<Vec<BlockDeviceInfo>> {
+pub fn named_block_nodes(
+    nodes: &Nodes,
+    bitmaps: &Bitmaps,
+    flat: bool,
+) -> Result<Vec<BlockDeviceInfo>> {
     let names = nodes.graph.names();
-    let all = names.iter().rev().map(|name| one(nodes, name, flat));
+    let all = names
+        .iter()
+        .rev()
+        .map(|name| one(nodes, bitmaps, name, flat));
     all.collect()
 }
 
-fn one(nodes: &Nodes, name: &str, flat: bool) -> Result<BlockDeviceInfo> {
+fn one(nodes: &Nodes, bitmaps: &Bitmaps, name: &str, flat: bool) -> Result<BlockDeviceInfo> {
     let node = nodes.graph.bare(name)?;
     let options = nodes.options(name);
     let image = image(nodes, name, !flat)?;
@@ -45,15 +53,23 @@ fn one(nodes: &Nodes, name: &str, flat: bool) -> Result<BlockDeviceInfo> {
         iops_rd: 0,
         iops_wr: 0,
         image,
-        group: None,
+        group: group(options.as_ref()),
         cache: BlockdevCacheInfo {
             writeback: true,
             direct: cache.direct,
             no_flush: cache.no_flush,
         },
         write_threshold: 0,
-        dirty_bitmaps: None,
+        dirty_bitmaps: bitmaps.of(name),
     })
+}
+
+/// The throttle group that keeps the node to its limits.
+fn group(options: Option<&BlockdevOptions>) -> Option<String> {
+    match &options?.driver {
+        BlockDriver::Throttle(throttle) => Some(throttle.throttle_group.clone()),
+        _ => None,
+    }
 }
 
 fn detect_zeroes(options: Option<&BlockdevOptions>) -> DetectZeroesMode {

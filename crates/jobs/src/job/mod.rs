@@ -2,18 +2,17 @@
 //! something is answered at once; the job itself gets round to it on its own thread. It never does I/O, and calls nobody
 //! with its lock held.
 
+mod inside;
+
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use diskfuse_block::{Error, Kind, Result};
 use parking_lot::Mutex;
 
-use crate::event::{
-    BlockJobData, BlockJobInfo, ErrorAction, IoStatus, JobEvent, JobInfo, Operation, Outbox,
-};
+use crate::event::{BlockJobData, BlockJobInfo, IoStatus, JobEvent, JobInfo, Outbox};
 use crate::pace::Pace;
-use crate::policy::{self, OnError};
 use crate::signal::Signal;
 use crate::status::{JobType, Status, Verb};
 use crate::transaction::Transaction;
@@ -92,6 +91,8 @@ struct State {
     io_status: IoStatus,
     actively_synced: Option<bool>,
     events: Vec<JobEvent>,
+    /// The outbox's number of the last one.
+    posted: u64,
 }
 
 impl State {
@@ -165,6 +166,7 @@ impl Job {
             io_status: IoStatus::Ok,
             actively_synced: None,
             events: Vec::new(),
+            posted: 0,
         };
         let job = Arc::new(Self {
             id: config.id,
@@ -252,12 +254,18 @@ impl Job {
         let result = {
             let mut state = self.state.lock();
             let result = change(&mut state);
-            self.outbox.post(state.events.drain(..));
+            self.post(&mut state);
             result
         };
         self.changed.notify();
         self.outbox.deliver();
         result
+    }
+
+    fn post(&self, state: &mut State) {
+        if !state.events.is_empty() {
+            state.posted = self.outbox.post(state.events.drain(..));
+        }
     }
 
     fn command<R>(&self, verb: Verb, act: impl FnOnce(&mut State) -> Result<R>) -> Result<R> {
@@ -352,242 +360,17 @@ impl Job {
         })
     }
 
-    /// Resolves when its work is over, for good or ill: to why it failed, if it did. From any thread that runs a ring.
+    /// Resolves when its work is over, for good or ill, and everybody has heard of it: to why it failed, if it did. From any
+    /// thread that runs a ring.
     pub async fn over(&self) -> std::result::Result<(), String> {
         let look = || {
             let state = self.state.lock();
-            state.status.is_over().then(|| state.error.clone())
+            let is_over = state.status.is_over();
+            is_over.then(|| (state.posted, state.error.clone()))
         };
-        self.changed.until(look).await.map_or(Ok(()), Err)
-    }
-
-    // What follows is for the job's own driver.
-
-    pub(crate) fn begins(&self, completes: bool) {
-        self.completes.get_or_init(|| completes);
-        self.update(|state| state.go(Status::Created));
-    }
-
-    /// It was cancelled along with its transaction.
-    pub(crate) fn cancel_along(&self) {
-        self.update(State::cancel);
-    }
-
-    pub(crate) fn is_cancelled(&self) -> bool {
-        self.state.lock().cancelled
-    }
-
-    pub(crate) fn ending(&self) -> Option<Ending> {
-        self.state.lock().ending
-    }
-
-    /// Its work is done: resolves when it is not paused any more and waits for its transaction. False, and it stays where it
-    /// is, if it was cancelled meanwhile.
-    pub(crate) async fn waits(&self) -> bool {
-        let look = || {
-            let mut state = self.state.lock();
-            if state.cancelled {
-                return Some(false);
-            }
-            if state.paused {
-                return None;
-            }
-            state.go(Status::Waiting);
-            self.outbox.post(state.events.drain(..));
-            Some(true)
-        };
-        let waits = self.changed.until(look).await;
-        self.outbox.deliver();
-        waits
-    }
-
-    /// It failed or was cancelled.
-    pub(crate) fn aborts(&self) {
-        self.update(|state| {
-            state.go_on();
-            state.go(Status::Aborting);
-        });
-    }
-
-    pub(crate) fn go(&self, next: Status) {
-        self.update(|state| {
-            state.go(next);
-            if next == Status::Pending && !self.auto_finalize && self.kind.is_block_job() {
-                state.events.push(JobEvent::Pending {
-                    kind: self.kind,
-                    id: self.id.clone(),
-                });
-            }
-        });
-    }
-
-    /// It works from now on, and pauses if that was asked for before.
-    pub(crate) fn runs(&self) {
-        self.update(|state| {
-            state.go(Status::Running);
-            state.rest();
-        });
-    }
-
-    /// What it makes is as good as done.
-    pub(crate) fn ready(&self, _while_running: &Pass<'_>) {
-        self.update(|state| {
-            if state.status == Status::Running {
-                state.go(Status::Ready);
-                let data = self.data(state);
-                state.events.push(JobEvent::Ready(data));
-            }
-        });
-    }
-
-    /// Why it fails; the first reason counts.
-    pub(crate) fn fail(&self, error: &Error) {
-        self.update(|state| {
-            if !state.cancelled {
-                state.error.get_or_insert_with(|| error.to_string());
-            }
-        });
-    }
-
-    /// All is over, and everything in order.
-    pub(crate) fn conclude(&self, succeeded: bool) {
-        self.update(|state| {
-            if !succeeded {
-                state.error.get_or_insert_with(|| CANCELLED.to_owned());
-            }
-            if self.kind.is_block_job() {
-                let job = self.data(state);
-                state.events.push(match succeeded || !state.cancelled {
-                    true => JobEvent::Completed {
-                        job,
-                        error: state.error.clone(),
-                    },
-                    false => JobEvent::Cancelled(job),
-                });
-            }
-            state.go(Status::Concluded);
-        });
-    }
-
-    pub(crate) async fn dismissed(&self) {
-        let look = || self.state.lock().dismissed.then_some(());
-        self.changed.until(look).await;
-    }
-
-    /// How far it is, in bytes.
-    pub(crate) fn progress(&self, change: impl FnOnce(&mut u64, &mut u64)) {
-        let mut state = self.state.lock();
-        let State { done, total, .. } = &mut *state;
-        change(done, total);
-    }
-
-    pub(crate) fn set_actively_synced(&self, synced: bool) {
-        self.state.lock().actively_synced = Some(synced);
-    }
-
-    /// Bytes of one piece, `most` at most.
-    pub(crate) fn piece(&self, most: u64) -> u64 {
-        self.state.lock().pace.piece(most)
-    }
-
-    /// Waits until the speed lets it move this many bytes, then until it neither is paused nor drained. `None` if it was
-    /// cancelled.
-    pub(crate) async fn pass(&self, bytes: u64) -> Option<Pass<'_>> {
-        self.keep_pace(bytes).await;
-        let look = || {
-            let mut state = self.state.lock();
-            if state.cancelled {
-                return Some(None);
-            }
-            if state.paused || state.drains > 0 {
-                return None;
-            }
-            state.in_flight += 1;
-            Some(Some(Pass(self)))
-        };
-        self.changed.until(look).await
-    }
-
-    async fn keep_pace(&self, bytes: u64) {
-        loop {
-            let (wait, speed) = {
-                let mut state = self.state.lock();
-                if state.cancelled {
-                    return;
-                }
-                (state.pace.ask(Instant::now(), bytes), state.pace.speed())
-            };
-            let Some(wait) = wait else { return };
-            let look = || {
-                let state = self.state.lock();
-                (state.cancelled || state.pace.speed() != speed).then_some(())
-            };
-            self.changed.until_or(wait, look).await;
-        }
-    }
-
-    /// The right to do I/O while the job is drained: for whoever drains it.
-    pub(crate) fn force_pass(&self) -> Pass<'_> {
-        self.update(|state| state.in_flight += 1);
-        Pass(self)
-    }
-
-    /// Resolves when `look` finds something, looking again whenever the job's state changes.
-    pub(crate) async fn until<T>(&self, look: impl FnMut() -> Option<T>) -> T {
-        self.changed.until(look).await
-    }
-
-    /// [`Job::until`] for `limit` at most.
-    pub(crate) async fn until_or<T>(&self, limit: Duration, look: impl FnMut() -> Option<T>) {
-        self.changed.until_or(limit, look).await;
-    }
-
-    /// Something that the job's own tasks wait for has changed.
-    pub(crate) fn notify(&self) {
-        self.changed.notify();
-    }
-
-    /// One more of its nodes is being drained, or one less.
-    pub(crate) fn drain(&self, begins: bool) {
-        self.update(|state| match begins {
-            true => state.drains += 1,
-            false => state.drains -= 1,
-        });
-    }
-
-    /// Resolves when it does no I/O.
-    pub(crate) async fn quiet(&self) {
-        let look = || (self.state.lock().in_flight == 0).then_some(());
-        self.changed.until(look).await;
-    }
-
-    /// What to do about an error of the source or the target. Pauses the job if that is it.
-    pub(crate) fn on_error(&self, on: OnError, operation: Operation, error: &Error) -> ErrorAction {
-        let id = &self.id;
-        self.update(|state| {
-            let mut action = on.action(error);
-            if action == ErrorAction::Stop && Verb::Resume.check(id, state.status).is_err() {
-                // Nobody could make it go on.
-                action = ErrorAction::Report;
-            }
-            tracing::warn!(id, operation = operation.name(), action = action.name(), %error, "a job met an error");
-            state.events.push(JobEvent::Error {
-                device: self.id.clone(),
-                operation,
-                action,
-            });
-            if action == ErrorAction::Stop {
-                state.paused = true;
-                state.io_status = policy::io_status(error);
-            }
-            action
-        })
-    }
-
-    /// Waits a little, after an error that is ignored.
-    pub(crate) async fn breathe(&self) {
-        let look = || self.is_cancelled().then_some(());
-        self.changed.until_or(RETRY, look).await;
+        let (posted, error) = self.changed.until(look).await;
+        self.outbox.delivered(posted).await;
+        error.map_or(Ok(()), Err)
     }
 }
 

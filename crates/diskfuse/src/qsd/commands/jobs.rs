@@ -1,0 +1,342 @@
+//! Commands that start and steer jobs.
+
+use std::sync::Arc;
+
+use diskfuse_block::graph::ChildRole;
+use diskfuse_jobs::{
+    BackupConfig, BackupSync, BitmapMode, CommitConfig, CopyMode, Job, JobConfig, MirrorConfig,
+    MirrorSync, OnError, Start, StreamBase, StreamConfig, Transaction,
+};
+use diskfuse_monitor::commands::{
+    self, BitmapSyncMode, BlockCommit, BlockJobCancel, BlockJobSetSpeed, BlockStream,
+    BlockdevBackup, BlockdevMirror, SyncMode,
+};
+
+use super::Commands;
+use crate::error::{Error, Result};
+use crate::qsd::live;
+
+/// What all jobs have in common.
+struct Common<'c> {
+    id: Option<&'c String>,
+    device: &'c str,
+    speed: Option<i64>,
+    auto_finalize: Option<bool>,
+    auto_dismiss: Option<bool>,
+}
+
+impl Common<'_> {
+    fn config(self, transaction: Option<Arc<Transaction>>) -> Result<JobConfig> {
+        let speed = speed(self.speed.unwrap_or(0))?;
+        let id = self.id.map_or(self.device, String::as_str);
+        Ok(JobConfig {
+            id: id.to_owned(),
+            speed,
+            auto_finalize: self.auto_finalize.unwrap_or(true),
+            auto_dismiss: self.auto_dismiss.unwrap_or(true),
+            transaction,
+        })
+    }
+}
+
+fn speed(bytes: i64) -> Result<u64> {
+    u64::try_from(bytes)
+        .map_err(|_| Error::refused("Parameter 'speed' expects a non-negative value"))
+}
+
+macro_rules! common {
+    ($what:expr) => {
+        Common {
+            id: $what.job_id.as_ref(),
+            device: &$what.device,
+            speed: $what.speed,
+            auto_finalize: $what.auto_finalize,
+            auto_dismiss: $what.auto_dismiss,
+        }
+    };
+}
+
+fn begin(host: &Commands, start: Start) -> Result<()> {
+    host.nodes.run(start.begin(&host.jobs))??;
+    Ok(())
+}
+
+/// `block-stream`.
+pub fn stream(host: &Commands, what: &BlockStream) -> Result<()> {
+    live::find(&host.nodes, &what.device)?;
+    let given = [&what.base, &what.base_node, &what.bottom];
+    if given.iter().filter(|end| end.is_some()).count() > 1 {
+        return Err(Error::refused(
+            "'base', 'base-node' and 'bottom' cannot be specified together",
+        ));
+    }
+    let base = match (&what.base, &what.base_node, &what.bottom) {
+        (Some(file), _, _) => StreamBase::Node(in_chain(host, &what.device, file)?),
+        (_, Some(node), _) => StreamBase::Node(node.clone()),
+        (_, _, Some(node)) => StreamBase::Bottom(node.clone()),
+        _ => StreamBase::None,
+    };
+    let config = StreamConfig {
+        base,
+        backing_file: what.backing_file.clone(),
+        on_error: on_error(what.on_error),
+        ..StreamConfig::new(common!(what).config(None)?, &what.device)
+    };
+    begin(
+        host,
+        diskfuse_jobs::stream(&host.jobs, &host.nodes.graph, config)?,
+    )
+}
+
+/// `block-commit`. The base is opened for writing if it is not.
+pub fn commit(host: &Commands, what: &BlockCommit) -> Result<()> {
+    live::find(&host.nodes, &what.device)?;
+    if what.base.is_some() && what.base_node.is_some() {
+        return Err(Error::refused(
+            "'base-node' and 'base' are mutually exclusive",
+        ));
+    }
+    if what.top.is_some() && what.top_node.is_some() {
+        return Err(Error::refused(
+            "'top-node' and 'top' are mutually exclusive",
+        ));
+    }
+    let named = |node: &Option<String>, file: &Option<String>| match (node, file) {
+        (Some(node), _) => {
+            live::find(&host.nodes, node)?;
+            Ok(Some(node.clone()))
+        }
+        (None, Some(file)) => in_chain(host, &what.device, file).map(Some),
+        (None, None) => Ok::<_, Error>(None),
+    };
+    let config = CommitConfig {
+        top: named(&what.top_node, &what.top)?,
+        base: named(&what.base_node, &what.base)?,
+        backing_file: what.backing_file.clone(),
+        on_error: on_error(what.on_error),
+        ..CommitConfig::new(common!(what).config(None)?, &what.device)
+    };
+    let base = match &config.base {
+        Some(base) => base.clone(),
+        None => lowest(host, &what.device)?,
+    };
+    let changed = live::writable::make(&host.nodes, &base)?;
+    let started = diskfuse_jobs::commit(&host.jobs, &host.nodes.graph, config)
+        .map_err(Error::from)
+        .and_then(|start| begin(host, start));
+    if started.is_err() && changed {
+        live::writable::undo(&host.nodes, &base);
+    }
+    started
+}
+
+/// `blockdev-backup`, ready to begin.
+pub fn backup(
+    host: &Commands,
+    what: &BlockdevBackup,
+    transaction: Option<Arc<Transaction>>,
+) -> Result<Start> {
+    live::find(&host.nodes, &what.device)?;
+    live::find(&host.nodes, &what.target)?;
+    if what.compress == Some(true) {
+        return Err(Error::refused(
+            "Parameter 'compress' is not built into this version yet",
+        ));
+    }
+    let mode = bitmap_mode(what)?;
+    let bitmap = match (&what.bitmap, mode) {
+        (Some(name), Some(mode)) => {
+            let bitmap = host.bitmaps.usable(&what.device, name)?;
+            Some((bitmap, mode))
+        }
+        _ => None,
+    };
+    let sync = match what.sync {
+        SyncMode::Full => BackupSync::Full,
+        SyncMode::Top => BackupSync::Top,
+        SyncMode::None => BackupSync::None,
+        SyncMode::Incremental | SyncMode::Bitmap => BackupSync::Bitmap,
+    };
+    let config = BackupConfig {
+        sync,
+        bitmap,
+        on_source_error: on_error(what.on_source_error),
+        on_target_error: on_error(what.on_target_error),
+        ..BackupConfig::new(
+            common!(what).config(transaction)?,
+            &what.device,
+            &what.target,
+        )
+    };
+    Ok(diskfuse_jobs::backup(
+        &host.jobs,
+        &host.nodes.graph,
+        config,
+    )?)
+}
+
+/// What becomes of the bitmap; the rules and words are those of QEMU's `do_backup_common`.
+fn bitmap_mode(what: &BlockdevBackup) -> Result<Option<BitmapMode>> {
+    let given = what.bitmap_mode;
+    match (what.sync, &what.bitmap) {
+        (SyncMode::Incremental | SyncMode::Bitmap, None) => Err(Error::Refused(format!(
+            "must provide a valid bitmap name for '{}' sync mode",
+            match what.sync {
+                SyncMode::Incremental => "incremental",
+                _ => "bitmap",
+            }
+        ))),
+        (_, None) if given.is_some() => Err(Error::refused(
+            "Cannot specify bitmap sync mode without a bitmap",
+        )),
+        (_, None) => Ok(None),
+        (SyncMode::Incremental, Some(_)) => match given {
+            None | Some(BitmapSyncMode::OnSuccess) => Ok(Some(BitmapMode::OnSuccess)),
+            Some(_) => Err(Error::refused(
+                "Bitmap sync mode must be 'on-success' when using sync mode 'incremental'",
+            )),
+        },
+        (_, Some(_)) => match given {
+            None => Err(Error::refused(
+                "Bitmap sync mode must be given when providing a bitmap",
+            )),
+            Some(BitmapSyncMode::OnSuccess) => Ok(Some(BitmapMode::OnSuccess)),
+            Some(BitmapSyncMode::Never) => Ok(Some(BitmapMode::Never)),
+            Some(BitmapSyncMode::Always) => Ok(Some(BitmapMode::Always)),
+        },
+    }
+}
+
+/// `blockdev-backup` by itself.
+pub fn start_backup(host: &Commands, what: &BlockdevBackup) -> Result<()> {
+    begin(host, backup(host, what, None)?)
+}
+
+/// `blockdev-mirror`.
+pub fn mirror(host: &Commands, what: &BlockdevMirror) -> Result<()> {
+    live::find(&host.nodes, &what.device)?;
+    live::find(&host.nodes, &what.target)?;
+    let sync = match what.sync {
+        SyncMode::Full => MirrorSync::Full,
+        SyncMode::Top => MirrorSync::Top,
+        SyncMode::None => MirrorSync::None,
+        SyncMode::Incremental | SyncMode::Bitmap => {
+            return Err(Error::refused(
+                "Sync mode 'incremental' not supported for mirror",
+            ));
+        }
+    };
+    if let Some(granularity) = what.granularity
+        && granularity != 0
+    {
+        if !(512..=64 << 20).contains(&granularity) {
+            return Err(Error::refused(
+                "Parameter 'granularity' expects a value in range [512B, 64MB]",
+            ));
+        }
+        if !granularity.is_power_of_two() {
+            return Err(Error::refused(
+                "Parameter 'granularity' expects a power of 2",
+            ));
+        }
+    }
+    let config = MirrorConfig {
+        replaces: what.replaces.clone(),
+        sync,
+        copy_mode: match what.copy_mode {
+            Some(commands::CopyMode::WriteBlocking) => CopyMode::WriteBlocking,
+            Some(commands::CopyMode::Background) | None => CopyMode::Background,
+        },
+        granularity: what.granularity.filter(|bytes| *bytes != 0),
+        on_source_error: on_error(what.on_source_error),
+        on_target_error: on_error(what.on_target_error),
+        ..MirrorConfig::new(common!(what).config(None)?, &what.device, &what.target)
+    };
+    begin(
+        host,
+        diskfuse_jobs::mirror(&host.jobs, &host.nodes.graph, config)?,
+    )
+}
+
+fn on_error(policy: Option<commands::OnError>) -> OnError {
+    match policy {
+        None | Some(commands::OnError::Report) => OnError::Report,
+        Some(commands::OnError::Ignore) => OnError::Ignore,
+        Some(commands::OnError::Enospc) => OnError::Enospc,
+        Some(commands::OnError::Stop) => OnError::Stop,
+        Some(commands::OnError::Auto) => OnError::Auto,
+    }
+}
+
+fn below(host: &Commands, name: &str) -> Result<Option<String>> {
+    let edges = host.nodes.graph.edges(name)?;
+    let shown = |role| matches!(role, ChildRole::Backing | ChildRole::Filtered);
+    let mut of_role = edges.into_iter().filter(|(role, _)| shown(*role));
+    Ok(of_role.next().map(|(_, child)| child))
+}
+
+/// The image of this file name in the chain below a node.
+fn in_chain(host: &Commands, device: &str, file: &str) -> Result<String> {
+    let mut at = below(host, device)?;
+    while let Some(name) = at {
+        if host.nodes.graph.bare(&name)?.filename().as_deref() == Some(file) {
+            return Ok(name);
+        }
+        at = below(host, &name)?;
+    }
+    Err(Error::Refused(format!(
+        "Can't find '{file}' in the backing chain"
+    )))
+}
+
+/// The lowest image of a chain.
+fn lowest(host: &Commands, device: &str) -> Result<String> {
+    let mut name = device.to_owned();
+    while let Some(next) = below(host, &name)? {
+        name = next;
+    }
+    Ok(name)
+}
+
+/// What is asked of a job by its id.
+#[derive(Clone, Copy, Debug)]
+pub enum Ask {
+    /// `-pause`.
+    Pause,
+    /// `-resume`.
+    Resume,
+    /// `job-cancel`.
+    Cancel,
+    /// `-complete`.
+    Complete,
+    /// `-dismiss`.
+    Dismiss,
+    /// `-finalize`.
+    Finalize,
+}
+
+impl Ask {
+    /// Asks it.
+    pub fn of(self, job: &Job) -> Result<()> {
+        Ok(match self {
+            Self::Pause => job.pause(),
+            Self::Resume => job.resume(),
+            Self::Cancel => job.cancel(true),
+            Self::Complete => job.complete(),
+            Self::Dismiss => job.dismiss(),
+            Self::Finalize => job.finalize(),
+        }?)
+    }
+}
+
+/// `block-job-cancel`.
+pub fn cancel(host: &Commands, what: &BlockJobCancel) -> Result<()> {
+    let job = host.jobs.find_block_job(&what.device)?;
+    Ok(job.cancel(what.force.unwrap_or(false))?)
+}
+
+/// `block-job-set-speed`.
+pub fn set_speed(host: &Commands, what: &BlockJobSetSpeed) -> Result<()> {
+    let job = host.jobs.find_block_job(&what.device)?;
+    Ok(job.set_speed(speed(what.speed)?)?)
+}

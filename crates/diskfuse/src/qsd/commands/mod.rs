@@ -1,0 +1,241 @@
+//! The commands of the monitor, carried out on the main thread, one after the other, whichever monitor they came from.
+
+pub mod bitmaps;
+mod events;
+mod exports;
+mod jobs;
+mod nodes;
+mod objects;
+mod transaction;
+
+use std::time::Duration;
+
+use diskfuse_block::Kind as ErrorKind;
+use diskfuse_jobs::Jobs;
+use diskfuse_monitor::commands::Kind;
+use diskfuse_monitor::qmp::event::BlockExportDeleted;
+use diskfuse_monitor::{Command, ErrorClass, QmpError};
+use serde_json::{Value, json};
+
+use super::monitor::{Monitors, ReplyHandle, Request};
+use super::nodes::Nodes;
+use super::objects::Objects;
+use super::{live, query};
+use crate::daemon::{Attendant, Daemon};
+use crate::error::{Error, Result};
+use bitmaps::Bitmaps;
+use jobs::Ask;
+
+/// How long clients may take to read the last words.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// What the storage daemon has beside its exports.
+pub struct Commands {
+    /// What makes nodes.
+    pub nodes: Nodes,
+    /// Objects, by their ids.
+    pub objects: Objects,
+    /// Whom to tell of what happens.
+    pub monitors: Monitors,
+    jobs: Jobs,
+    bitmaps: Bitmaps,
+    /// Who wants to know when all is over.
+    leaving: Vec<ReplyHandle>,
+}
+
+impl Attendant for Commands {
+    fn carry_out(&mut self, daemon: &mut Daemon, request: Request) {
+        let Request { command, reply, .. } = request;
+        if command == Command::Quit {
+            // Answered when everything has ended.
+            self.leaving.push(reply);
+            daemon.end(self);
+            return;
+        }
+        let name = command.name();
+        let outcome = self.run(daemon, &command);
+        if let Err(error) = &outcome {
+            tracing::debug!(command = name, %error, "refused");
+        }
+        reply.send(outcome.map_err(|error| in_qmp(&error)));
+    }
+
+    fn export_gone(&mut self, id: &str) {
+        self.monitors.emit(BlockExportDeleted { id: id.to_owned() });
+    }
+
+    fn ending(&mut self) {
+        let jobs = &self.jobs;
+        if let Err(error) = self.nodes.run(jobs.quit()) {
+            tracing::error!("jobs could not be ended in order: {error}");
+        }
+    }
+}
+
+impl Commands {
+    /// Nothing but what the command line will add.
+    pub fn new(nodes: Nodes, objects: Objects, monitors: Monitors) -> Self {
+        let to = monitors.clone();
+        Self {
+            nodes,
+            objects,
+            jobs: Jobs::new(move |event| to.emit(events::of_job(event))),
+            monitors,
+            bitmaps: Bitmaps::default(),
+            leaving: Vec::new(),
+        }
+    }
+
+    /// Everything is over: those who wait for that are told how it went.
+    pub fn say_goodbye(&mut self, outcome: &Result<()>) {
+        for reply in self.leaving.drain(..) {
+            reply.send(match outcome {
+                Ok(()) => Ok(json!({})),
+                Err(error) => Err(in_qmp(error)),
+            });
+        }
+    }
+
+    fn run(&mut self, daemon: &mut Daemon, command: &Command) -> Result<Value> {
+        match command {
+            Command::ObjectAdd(what) => self.objects.add((**what).clone()).map(nothing),
+            Command::ObjectDel(what) => self.objects.remove(&what.id).map(nothing),
+            Command::QomList(what) => objects::list(&self.objects, what).map(list),
+            Command::QomGet(what) => objects::get(&self.objects, what),
+            Command::QomSet(what) => objects::set(&self.objects, what).map(nothing),
+            Command::QueryIothreads => Ok(list(objects::iothreads(&self.objects))),
+            Command::BlockExportAdd(what) => exports::add(self, daemon, what).map(nothing),
+            Command::BlockExportDel(what) => exports::delete(daemon, what).map(nothing),
+            Command::QueryBlockExports => Ok(list(exports::query(daemon))),
+            Command::Transaction(what) => transaction::run(self, what).map(nothing),
+            _ => self.of_nodes(daemon, command),
+        }
+    }
+
+    fn of_nodes(&mut self, daemon: &mut Daemon, command: &Command) -> Result<Value> {
+        match command {
+            Command::BlockdevAdd(what) => nodes::add(self, what).map(nothing),
+            Command::BlockdevDel(what) => nodes::delete(self, what).map(nothing),
+            Command::BlockdevReopen(what) => nodes::reopen(self, what).map(nothing),
+            Command::BlockdevCreate(what) => nodes::create(self, what).map(nothing),
+            Command::BlockResize(what) => nodes::resize(self, daemon, what).map(nothing),
+            Command::ChangeBackingFile(what) => nodes::change_backing_file(self, what).map(nothing),
+            Command::BlockSetIoThrottle(what) => objects::throttle(self, what).map(nothing),
+            Command::QueryNamedBlockNodes(what) => {
+                let flat = what.flat.unwrap_or(false);
+                query::named_block_nodes(&self.nodes, &self.bitmaps, flat).map(list)
+            }
+            Command::QueryBlockstats(what) => match what.query_nodes {
+                Some(true) => query::blockstats(&self.nodes, &daemon.export_stats()).map(list),
+                // Of devices, which there are none of.
+                _ => Ok(json!([])),
+            },
+            Command::BlockdevSnapshot(what) => {
+                nodes::snapshot(self, &what.node, &what.overlay).map(nothing)
+            }
+            Command::BlockdevSnapshotInternalSync(what) => {
+                live::internal::create(&self.nodes, &what.device, &what.name).map(nothing)
+            }
+            Command::BlockdevSnapshotDeleteInternalSync(what) => {
+                let (id, name) = (what.id.as_deref(), what.name.as_deref());
+                let gone = live::internal::delete(&self.nodes, &what.device, id, name)?;
+                Ok(query::snapshot_info(gone.into()).to_value())
+            }
+            _ => self.of_bitmaps(command),
+        }
+    }
+
+    fn of_bitmaps(&mut self, command: &Command) -> Result<Value> {
+        let Self { nodes, bitmaps, .. } = self;
+        match command {
+            Command::BlockDirtyBitmapAdd(what) => bitmaps.add(nodes, what).map(nothing),
+            Command::BlockDirtyBitmapRemove(which) => {
+                bitmaps.remove(nodes, which).map(|_| nothing(()))
+            }
+            Command::BlockDirtyBitmapClear(which) => {
+                bitmaps.clear(nodes, which).map(|_| nothing(()))
+            }
+            Command::BlockDirtyBitmapEnable(which) => {
+                bitmaps.record(nodes, which, true).map(|_| nothing(()))
+            }
+            Command::BlockDirtyBitmapDisable(which) => {
+                bitmaps.record(nodes, which, false).map(|_| nothing(()))
+            }
+            Command::BlockDirtyBitmapMerge(what) => bitmaps.merge(nodes, what).map(|_| nothing(())),
+            _ => self.of_jobs(command),
+        }
+    }
+
+    fn of_jobs(&mut self, command: &Command) -> Result<Value> {
+        let any = |id: &str, ask: Ask| ask.of(&*self.jobs.find(id)?).map(nothing);
+        let block = |id: &str, ask: Ask| ask.of(&*self.jobs.find_block_job(id)?).map(nothing);
+        match command {
+            Command::BlockStream(what) => jobs::stream(self, what).map(nothing),
+            Command::BlockCommit(what) => jobs::commit(self, what).map(nothing),
+            Command::BlockdevBackup(what) => jobs::start_backup(self, what).map(nothing),
+            Command::BlockdevMirror(what) => jobs::mirror(self, what).map(nothing),
+            Command::JobPause(what) => any(&what.id, Ask::Pause),
+            Command::JobResume(what) => any(&what.id, Ask::Resume),
+            Command::JobCancel(what) => any(&what.id, Ask::Cancel),
+            Command::JobComplete(what) => any(&what.id, Ask::Complete),
+            Command::JobDismiss(what) | Command::BlockJobDismiss(what) => {
+                any(&what.id, Ask::Dismiss)
+            }
+            Command::JobFinalize(what) | Command::BlockJobFinalize(what) => {
+                any(&what.id, Ask::Finalize)
+            }
+            Command::QueryJobs => {
+                let jobs = self.jobs.list().into_iter();
+                Ok(list(jobs.map(|job| events::job_info(job.info()))))
+            }
+            Command::QueryBlockJobs => {
+                let jobs = self
+                    .jobs
+                    .list()
+                    .into_iter()
+                    .filter_map(|job| job.block_info());
+                Ok(list(jobs.map(events::block_job_info)))
+            }
+            Command::BlockJobCancel(what) => jobs::cancel(self, what).map(nothing),
+            Command::BlockJobPause(what) => block(&what.device, Ask::Pause),
+            Command::BlockJobResume(what) => block(&what.device, Ask::Resume),
+            Command::BlockJobComplete(what) => block(&what.device, Ask::Complete),
+            Command::BlockJobSetSpeed(what) => jobs::set_speed(self, what).map(nothing),
+            // Conversation, which the monitors carry on by themselves.
+            other => Err(Error::Refused(format!(
+                "The command {} has not been found",
+                other.name()
+            ))),
+        }
+    }
+}
+
+impl Drop for Commands {
+    /// Clients hear of the end, and sockets are removed.
+    fn drop(&mut self) {
+        self.leaving.clear();
+        self.monitors.flush_and_close(LAST_WORDS);
+    }
+}
+
+fn nothing((): ()) -> Value {
+    json!({})
+}
+
+fn list<T: Kind>(all: impl IntoIterator<Item = T>) -> Value {
+    Value::Array(all.into_iter().map(|one| one.to_value()).collect())
+}
+
+/// An error as clients have it.
+fn in_qmp(error: &Error) -> QmpError {
+    let text = error.to_string();
+    let class = match error {
+        Error::Block(error)
+            if error.kind() == ErrorKind::NotFound && text.starts_with("Block job") =>
+        {
+            ErrorClass::DeviceNotActive
+        }
+        _ => ErrorClass::GenericError,
+    };
+    QmpError::new(class, text)
+}

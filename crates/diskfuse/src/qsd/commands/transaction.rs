@@ -1,0 +1,190 @@
+//! `transaction`: several actions at one moment, all or none. Every node that takes part is drained for as long as they are
+//! carried out; what was done is undone, the last first, if a later one fails.
+
+use std::sync::Arc;
+
+use diskfuse_block::DirtyBitmap;
+use diskfuse_block::graph::{Change, ChildRole, Drained};
+use diskfuse_jobs::{Start, Transaction as JobTransaction};
+use diskfuse_monitor::commands::{
+    Action, BlockDirtyBitmap, BlockdevSnapshot, CompletionMode, Transaction,
+};
+
+use super::bitmaps::Removed;
+use super::{Commands, jobs};
+use crate::error::{Error, Result};
+use crate::qsd::live;
+
+/// What takes an action back.
+enum Undo {
+    RemoveBitmap(BlockDirtyBitmap),
+    PutBack(Removed),
+    Mark(BlockDirtyBitmap, DirtyBitmap),
+    Unmerge(BlockDirtyBitmap, DirtyBitmap),
+    Record(BlockDirtyBitmap, bool),
+    Snapshot(BlockdevSnapshot),
+    DeleteSnapshot { device: String, name: String },
+}
+
+/// Carries all of the actions out, or none.
+pub fn run(host: &mut Commands, what: &Transaction) -> Result<()> {
+    let mode = what.properties.as_ref().and_then(|p| p.completion_mode);
+    let group = (mode == Some(CompletionMode::Grouped)).then(JobTransaction::new);
+    // Before anything is drained: nobody gets the right to use a node that is.
+    let starts = backups(host, &what.actions, group.as_ref())?;
+    let _drained = drain(host, &what.actions, &starts)?;
+    let mut undo = Vec::new();
+    let outcome = act(host, &what.actions, starts, &mut undo);
+    if outcome.is_err() {
+        for step in undo.into_iter().rev() {
+            if let Err(error) = take_back(host, step) {
+                tracing::error!("a transaction that failed could not be undone whole: {error}");
+            }
+        }
+    }
+    outcome
+}
+
+/// The backups, ready to begin.
+fn backups(
+    host: &Commands,
+    actions: &[Action],
+    group: Option<&Arc<JobTransaction>>,
+) -> Result<Vec<Start>> {
+    let mut starts = Vec::new();
+    for action in actions {
+        if let Action::Backup(backup) = action {
+            starts.push(jobs::backup(host, backup, group.cloned())?);
+        }
+    }
+    Ok(starts)
+}
+
+/// Drains every node that an action names, or that a job is about to use.
+fn drain(host: &Commands, actions: &[Action], starts: &[Start]) -> Result<Vec<Drained>> {
+    let mut drained = Vec::new();
+    for node in starts.iter().flat_map(Start::nodes) {
+        drained.push(host.nodes.run(host.nodes.graph.drain(node))??);
+    }
+    for action in actions {
+        let node = match action {
+            Action::Abort(_) | Action::Backup(_) => continue,
+            Action::BitmapAdd(bitmap) => &bitmap.node,
+            Action::BitmapRemove(bitmap)
+            | Action::BitmapClear(bitmap)
+            | Action::BitmapEnable(bitmap)
+            | Action::BitmapDisable(bitmap) => &bitmap.node,
+            Action::BitmapMerge(merge) => &merge.node,
+            Action::Snapshot(snapshot) => &snapshot.node,
+            Action::InternalSnapshot(snapshot) => &snapshot.device,
+        };
+        // One that is not there is the action's own error.
+        if host.nodes.graph.get(node).is_ok() {
+            drained.push(host.nodes.run(host.nodes.graph.drain(node))??);
+        }
+    }
+    Ok(drained)
+}
+
+fn act(
+    host: &mut Commands,
+    actions: &[Action],
+    mut starts: Vec<Start>,
+    undo: &mut Vec<Undo>,
+) -> Result<()> {
+    for action in actions {
+        undo.extend(one(host, action)?);
+    }
+    // Jobs come last: once they run they are not taken back.
+    let changes: Vec<Change> = starts.iter_mut().flat_map(Start::changes).collect();
+    if !changes.is_empty() {
+        host.nodes.graph.change(&changes)?;
+    }
+    let mut launched = Vec::new();
+    for start in starts {
+        match start.launch(&host.jobs) {
+            Ok(job) => launched.push(job),
+            Err(error) => {
+                for job in launched {
+                    // It has only begun, and nobody has seen anything of it.
+                    let _ = job.cancel(true);
+                }
+                return Err(error.into());
+            }
+        }
+    }
+    Ok(())
+}
+
+fn one(host: &mut Commands, action: &Action) -> Result<Option<Undo>> {
+    let Commands { nodes, bitmaps, .. } = host;
+    Ok(Some(match action {
+        Action::Abort(_) => {
+            return Err(Error::refused("Transaction aborted using Abort action"));
+        }
+        Action::Backup(_) => return Ok(None),
+        Action::BitmapAdd(what) => {
+            bitmaps.add(nodes, what)?;
+            Undo::RemoveBitmap(BlockDirtyBitmap {
+                node: what.node.clone(),
+                name: what.name.clone(),
+            })
+        }
+        Action::BitmapRemove(which) => Undo::PutBack(bitmaps.remove(nodes, which)?),
+        Action::BitmapClear(which) => Undo::Mark(which.clone(), bitmaps.clear(nodes, which)?),
+        Action::BitmapEnable(which) => {
+            Undo::Record(which.clone(), bitmaps.record(nodes, which, true)?)
+        }
+        Action::BitmapDisable(which) => {
+            Undo::Record(which.clone(), bitmaps.record(nodes, which, false)?)
+        }
+        Action::BitmapMerge(what) => {
+            let before = bitmaps.merge(nodes, what)?;
+            let target = BlockDirtyBitmap {
+                node: what.node.clone(),
+                name: what.target.clone(),
+            };
+            Undo::Unmerge(target, before)
+        }
+        Action::Snapshot(what) => {
+            live::snapshot::snapshot(nodes, &what.node, &what.overlay)?;
+            Undo::Snapshot(what.clone())
+        }
+        Action::InternalSnapshot(what) => {
+            live::internal::create(nodes, &what.device, &what.name)?;
+            Undo::DeleteSnapshot {
+                device: what.device.clone(),
+                name: what.name.clone(),
+            }
+        }
+    }))
+}
+
+fn take_back(host: &mut Commands, step: Undo) -> Result<()> {
+    let Commands { nodes, bitmaps, .. } = host;
+    match step {
+        Undo::RemoveBitmap(which) => bitmaps.remove(nodes, &which).map(drop),
+        Undo::PutBack(removed) => bitmaps.put_back(nodes, removed),
+        Undo::Mark(which, marks) => bitmaps.mark(&which, &marks),
+        Undo::Unmerge(target, before) => bitmaps.unmerge(nodes, &target, &before),
+        Undo::Record(which, record) => bitmaps.record(nodes, &which, record).map(drop),
+        Undo::Snapshot(what) => {
+            let changes = [
+                Change::SetChild {
+                    parent: what.overlay.clone(),
+                    role: ChildRole::Backing,
+                    child: None,
+                },
+                Change::Replace {
+                    from: what.overlay.clone(),
+                    to: what.node.clone(),
+                },
+            ];
+            nodes.graph.change(&changes)?;
+            Ok(())
+        }
+        Undo::DeleteSnapshot { device, name } => {
+            live::internal::delete(nodes, &device, None, Some(&name)).map(drop)
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! Descriptors that clients hand over: by name (`getfd`), and in sets that `/dev/fdset/N` opens (`add-fd`).
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+
+use diskfuse_monitor::QmpError;
+use diskfuse_monitor::commands::{AddFd, AddfdInfo, FdsetFdInfo, FdsetInfo, RemoveFd};
+use parking_lot::Mutex;
+use rustix::fs::OFlags;
+
+/// What paths of sets begin with.
+const FOLDER: &str = "/dev/fdset/";
+
+/// Sets of descriptors of the same file, opened in different ways. Clones are the same sets.
+#[derive(Clone, Default)]
+pub struct FdSets(Arc<Mutex<BTreeMap<i64, Vec<Member>>>>);
+
+struct Member {
+    fd: OwnedFd,
+    opaque: Option<String>,
+}
+
+impl FdSets {
+    /// A descriptor of its own for whoever opens `/dev/fdset/N` for this access: a duplicate of the first one of the set
+    /// that was opened for it. `None`: no such set, or none that fits.
+    ///
+    /// It shares its offset and its locks with the one in the set, as every duplicate does.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "for drivers that open /dev/fdset/N")
+    )]
+    pub fn open(&self, set: i64, access: OFlags) -> Option<OwnedFd> {
+        let sets = self.0.lock();
+        let fits = |member: &&Member| {
+            let flags = rustix::fs::fcntl_getfl(&member.fd);
+            flags.is_ok_and(|flags| flags & OFlags::RWMODE == access & OFlags::RWMODE)
+        };
+        let member = sets.get(&set)?.iter().find(fits)?;
+        rustix::io::fcntl_dupfd_cloexec(&member.fd, 0).ok()
+    }
+
+    /// The number of the set that a path names, if it names one.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "for drivers that open /dev/fdset/N")
+    )]
+    pub fn number(path: &str) -> Option<i64> {
+        path.strip_prefix(FOLDER)?.parse().ok()
+    }
+
+    /// `add-fd`
+    pub fn add(&self, fd: OwnedFd, arguments: AddFd) -> Result<AddfdInfo, QmpError> {
+        let mut sets = self.0.lock();
+        let set = match arguments.fdset_id {
+            Some(set) if set < 0 => {
+                let message = "Parameter 'fdset-id' expects a non-negative value";
+                return Err(QmpError::generic(message));
+            }
+            Some(set) => set,
+            None => {
+                let taken = |set: &i64| sets.contains_key(set);
+                // As many numbers as there are sets, and one more, cannot all be taken.
+                let mut numbers = (0..).take(sets.len() + 1);
+                numbers.find(|set| !taken(set)).unwrap_or_default()
+            }
+        };
+        let number = i64::from(fd.as_raw_fd());
+        let opaque = arguments.opaque;
+        sets.entry(set).or_default().push(Member { fd, opaque });
+        Ok(AddfdInfo {
+            fdset_id: set,
+            fd: number,
+        })
+    }
+
+    /// `remove-fd`
+    pub fn remove(&self, arguments: &RemoveFd) -> Result<(), QmpError> {
+        let set = arguments.fdset_id;
+        let missing = || {
+            let which = arguments
+                .fd
+                .map_or(String::new(), |fd| format!(", fd:{fd}"));
+            QmpError::generic(format!(
+                "File descriptor named 'fdset-id:{set}{which}' not found"
+            ))
+        };
+        let mut sets = self.0.lock();
+        let members = sets.get_mut(&set).ok_or_else(missing)?;
+        if let Some(number) = arguments.fd {
+            let is_it = |member: &Member| i64::from(member.fd.as_raw_fd()) == number;
+            let place = members.iter().position(is_it).ok_or_else(missing)?;
+            members.remove(place);
+        } else {
+            members.clear();
+        }
+        if members.is_empty() {
+            sets.remove(&set);
+        }
+        Ok(())
+    }
+
+    /// `query-fdsets`
+    pub fn list(&self) -> Vec<FdsetInfo> {
+        let sets = self.0.lock();
+        let info = |(set, members): (&i64, &Vec<Member>)| FdsetInfo {
+            fdset_id: *set,
+            fds: members
+                .iter()
+                .map(|member| FdsetFdInfo {
+                    fd: i64::from(member.fd.as_raw_fd()),
+                    opaque: member.opaque.clone(),
+                })
+                .collect(),
+        };
+        sets.iter().map(info).collect()
+    }
+
+    /// Closes all of them: no client is left who could use them.
+    pub fn clear(&self) {
+        let gone = std::mem::take(&mut *self.0.lock());
+        drop(gone);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::*;
+
+    #[test]
+    fn a_set_opens_with_the_access_that_fits() {
+        let sets = FdSets::default();
+        let fd = File::open("/dev/null").unwrap().into();
+        let arguments = AddFd {
+            fdset_id: None,
+            opaque: Some("r".to_owned()),
+        };
+        let added = sets.add(fd, arguments).unwrap();
+        assert!(sets.open(added.fdset_id, OFlags::RDONLY).is_some());
+        assert!(sets.open(added.fdset_id, OFlags::RDWR).is_none());
+        assert!(sets.open(added.fdset_id + 1, OFlags::RDONLY).is_none());
+        assert_eq!(sets.list()[0].fds[0].opaque.as_deref(), Some("r"));
+        let whole = RemoveFd {
+            fdset_id: added.fdset_id,
+            fd: None,
+        };
+        sets.remove(&whole).unwrap();
+        assert_eq!(
+            sets.remove(&whole).unwrap_err().desc,
+            format!(
+                "File descriptor named 'fdset-id:{}' not found",
+                added.fdset_id
+            )
+        );
+        assert_eq!(FdSets::number("/dev/fdset/12"), Some(12));
+        assert_eq!(FdSets::number("/dev/sda"), None);
+    }
+}

@@ -1,0 +1,299 @@
+//! Backups of disks that are written meanwhile: the copy is what the disk was when the job began, to the byte.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
+
+use diskfuse_block::DirtyBitmap;
+use diskfuse_block::bitmap::Recorder;
+use diskfuse_block::graph::Change;
+use diskfuse_jobs::{
+    BackupConfig, BackupSync, BitmapMode, Job, JobConfig, OnCbwError, OnError, Status, backup,
+};
+use diskfuse_ring::sleep;
+use support::faulty::Faulty;
+use support::guest::Guest;
+use support::rng::Rng;
+use support::{KIB, Lab, MIB, assert_same, cases, open_raw_file, reaches, run};
+
+/// Begins while the guest stands still; returns what there was then.
+async fn begin(lab: &Lab, guest: &Guest, config: BackupConfig) -> (Arc<Job>, Vec<u8>) {
+    let mut start = backup(&lab.jobs, &lab.graph, config).unwrap();
+    let mut drained = Vec::new();
+    for node in start.nodes() {
+        drained.push(lab.graph.drain(node).await.unwrap());
+    }
+    lab.graph.change(&start.changes()).unwrap();
+    let model = guest.model();
+    (start.launch(&lab.jobs).unwrap(), model)
+}
+
+/// Waits until the guest has done some more.
+async fn busy(guest: &Guest, operations: u64) {
+    let until = guest.operations() + operations;
+    while guest.operations() < until {
+        sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// A disk with data and holes.
+async fn source(lab: &Lab, rng: &mut Rng, size: u64) -> Vec<u8> {
+    match rng.below(3) {
+        0 => lab.raw("src", size),
+        1 => lab.qcow2("src", size, "cluster_size=4096", None).await,
+        _ => {
+            lab.raw("base", size);
+            scatter(lab, rng, "base", size).await;
+            lab.qcow2("src", size, "", Some("base")).await;
+        }
+    }
+    scatter(lab, rng, "src", size).await;
+    lab.contents("src").await
+}
+
+async fn scatter(lab: &Lab, rng: &mut Rng, name: &str, size: u64) {
+    for _ in 0..12 {
+        let len = rng.length(512, size / 8);
+        let at = rng.below((size - len) / 512 + 1) * 512;
+        let mut bytes = vec![0; len as usize];
+        rng.fill(&mut bytes);
+        lab.fill(name, at, &bytes).await;
+    }
+}
+
+#[test]
+fn a_backup_is_what_the_disk_was_when_it_began() {
+    cases::run("backup", 8, |seed| {
+        run(async {
+            let mut rng = Rng::new(seed);
+            let size = rng.within(3..20) * MIB + rng.below(64) * 4 * KIB;
+            let lab = Lab::new();
+            let model = source(&lab, &mut rng, size).await;
+            match rng.chance(50) {
+                true => lab.raw("dst", size),
+                false => lab.qcow2("dst", size, "", None).await,
+            }
+            if rng.chance(30) {
+                scatter(&lab, &mut rng, "dst", size).await;
+            }
+            let mut guest = Guest::start(&lab.graph, "src", model, 2, seed);
+            busy(&guest, 50).await;
+            let mut config = BackupConfig::new(JobConfig::new("b"), "src", "dst");
+            if rng.chance(50) {
+                // So slow that most is copied because of the guest.
+                config.job.speed = 4 * MIB;
+            }
+            let (job, expected) = begin(&lab, &guest, config).await;
+            busy(&guest, 200).await;
+            if rng.chance(50) && job.pause().is_ok() {
+                busy(&guest, 100).await;
+                // It may have been done before it could pause.
+                let _ = job.resume();
+            }
+            let _ = job.set_speed(0);
+            job.over().await.unwrap();
+            busy(&guest, 50).await;
+            guest.stop();
+            assert_same(&lab.contents("dst").await, &expected, "the backup");
+            assert_same(&lab.contents("src").await, &guest.model(), "the disk");
+        });
+    });
+}
+
+#[test]
+fn zeroes_are_not_written_to_a_fresh_target() {
+    run(async {
+        let lab = Lab::new();
+        lab.qcow2("src", 64 * MIB, "", None).await;
+        lab.fill("src", 20 * MIB, &vec![5; 1 << 20]).await;
+        lab.qcow2("dst", 64 * MIB, "", None).await;
+        let config = BackupConfig::new(JobConfig::new("b"), "src", "dst");
+        let start = backup(&lab.jobs, &lab.graph, config).unwrap();
+        start.begin(&lab.jobs).await.unwrap().over().await.unwrap();
+        let allocated = lab.graph.get("dst").unwrap().allocated();
+        assert!(allocated < 2 * MIB, "{allocated}");
+        assert_same(
+            &lab.contents("dst").await,
+            &lab.contents("src").await,
+            "the backup",
+        );
+        lab.assert_sound("dst").await;
+    });
+}
+
+#[test]
+fn top_copies_what_the_overlay_holds_itself() {
+    run(async {
+        let lab = Lab::new();
+        let size = 8 * MIB;
+        lab.raw("base", size);
+        lab.fill("base", 0, &vec![1; size as usize]).await;
+        lab.qcow2("src", size, "cluster_size=4096", Some("base"))
+            .await;
+        lab.fill("src", MIB + 4096, &[2; 4096]).await;
+        lab.fill("src", 5 * MIB, &vec![3; 300_032]).await;
+        lab.qcow2("dst", size, "", Some("base")).await;
+        let config = BackupConfig {
+            sync: BackupSync::Top,
+            ..BackupConfig::new(JobConfig::new("b"), "src", "dst")
+        };
+        let start = backup(&lab.jobs, &lab.graph, config).unwrap();
+        let job = start.begin(&lab.jobs).await.unwrap();
+        job.over().await.unwrap();
+        assert_same(
+            &lab.contents("dst").await,
+            &lab.contents("src").await,
+            "the backup",
+        );
+        let allocated = lab.graph.get("dst").unwrap().allocated();
+        assert!(allocated < MIB, "{allocated}");
+    });
+}
+
+/// A bitmap around `src` that notes what is written.
+async fn record(lab: &Lab) -> Arc<DirtyBitmap> {
+    let size = lab.graph.get("src").unwrap().size();
+    let bitmap = Arc::new(DirtyBitmap::new(size, 64 * KIB).unwrap());
+    let _drained = lab.graph.drain("src").await.unwrap();
+    let change = Change::Wrap {
+        node: "src".to_owned(),
+        wrap: Arc::new(Recorder(Arc::clone(&bitmap))),
+    };
+    lab.graph.change(&[change]).unwrap();
+    bitmap
+}
+
+#[test]
+fn incremental_backups_on_top_of_each_other_are_the_disk() {
+    cases::run("incremental", 4, |seed| {
+        run(async {
+            let mut rng = Rng::new(seed);
+            let size = 12 * MIB;
+            let lab = Lab::new();
+            let model = source(&lab, &mut rng, size).await;
+            lab.raw("dst", size);
+            let mut guest = Guest::start(&lab.graph, "src", model, 2, seed);
+            let bitmap = record(&lab).await;
+            let config = BackupConfig {
+                bitmap: Some((Arc::clone(&bitmap), BitmapMode::OnSuccess)),
+                ..BackupConfig::new(JobConfig::new("full"), "src", "dst")
+            };
+            let (job, mut expected) = begin(&lab, &guest, config).await;
+            job.over().await.unwrap();
+            for round in 0..3 {
+                busy(&guest, 30).await;
+                let mut config = BackupConfig {
+                    sync: BackupSync::Bitmap,
+                    bitmap: Some((Arc::clone(&bitmap), BitmapMode::OnSuccess)),
+                    ..BackupConfig::new(JobConfig::new(format!("i{round}")), "src", "dst")
+                };
+                if round == 1 {
+                    // One that is given up: what it should have copied must come with the next.
+                    config.job.speed = 64 * KIB;
+                    let (job, _) = begin(&lab, &guest, config).await;
+                    assert!(bitmap.info().busy);
+                    busy(&guest, 30).await;
+                    let _ = job.cancel(true);
+                    let _ = job.over().await;
+                    continue;
+                }
+                let job;
+                (job, expected) = begin(&lab, &guest, config).await;
+                busy(&guest, 30).await;
+                job.over().await.unwrap();
+                assert!(!bitmap.info().busy);
+            }
+            guest.stop();
+            assert_same(
+                &lab.contents("dst").await,
+                &expected,
+                "the chain of backups",
+            );
+        });
+    });
+}
+
+#[test]
+fn without_sync_only_what_is_overwritten_is_saved() {
+    run(async {
+        let lab = Lab::new();
+        lab.raw("src", 4 * MIB);
+        lab.fill("src", 0, &vec![1; 4 << 20]).await;
+        lab.raw("dst", 4 * MIB);
+        let config = BackupConfig {
+            sync: BackupSync::None,
+            ..BackupConfig::new(JobConfig::new("b"), "src", "dst")
+        };
+        let start = backup(&lab.jobs, &lab.graph, config).unwrap();
+        let job = start.begin(&lab.jobs).await.unwrap();
+        reaches(&job, &[Status::Running]).await;
+        lab.fill("src", MIB + 512, &[2; 512]).await;
+        job.cancel(true).unwrap();
+        job.over().await.unwrap_err();
+        let mut expected = vec![0; 4 << 20];
+        expected[1 << 20..(1 << 20) + (64 << 10)].fill(1);
+        assert_same(&lab.contents("dst").await, &expected, "what was saved");
+    });
+}
+
+/// A slow backup to a target that fails.
+async fn to_a_broken_target(lab: &Lab, on_cbw_error: OnCbwError) -> (Arc<Job>, Arc<Faulty>) {
+    let size = 16 * MIB;
+    lab.raw("src", size);
+    lab.fill("src", 0, &vec![1; size as usize]).await;
+    std::fs::File::create(lab.path("dst.img"))
+        .unwrap()
+        .set_len(size)
+        .unwrap();
+    let faulty = Faulty::new(open_raw_file(&lab.path("dst.img")));
+    lab.graph
+        .insert(Some("dst"), Arc::<Faulty>::clone(&faulty), &[])
+        .unwrap();
+    let mut config = BackupConfig {
+        on_cbw_error,
+        on_target_error: OnError::Ignore,
+        ..BackupConfig::new(JobConfig::new("b"), "src", "dst")
+    };
+    config.job.speed = MIB;
+    faulty.write_errno.store(libc::EIO, SeqCst);
+    let start = backup(&lab.jobs, &lab.graph, config).unwrap();
+    (start.begin(&lab.jobs).await.unwrap(), faulty)
+}
+
+#[test]
+fn a_write_that_cannot_wait_for_its_copy_fails_and_the_backup_stays_whole() {
+    run(async {
+        let lab = Lab::new();
+        let (job, faulty) = to_a_broken_target(&lab, OnCbwError::BreakGuestWrite).await;
+        let size = 16 * MIB;
+        let model = vec![1; size as usize];
+        let mut guest = Guest::forgiving(&lab.graph, "src", model.clone(), 1, 1);
+        busy(&guest, 30).await;
+        assert!(guest.failures() > 0, "no write failed");
+        faulty.write_errno.store(0, SeqCst);
+        job.set_speed(0).unwrap();
+        job.over().await.unwrap();
+        guest.stop();
+        assert_same(&lab.contents("dst").await, &model, "the backup");
+        assert_same(&lab.contents("src").await, &guest.model(), "the disk");
+    });
+}
+
+#[test]
+fn or_the_write_is_made_and_the_backup_fails() {
+    run(async {
+        let lab = Lab::new();
+        let (job, _faulty) = to_a_broken_target(&lab, OnCbwError::BreakSnapshot).await;
+        let model = vec![1; 16 << 20];
+        let mut guest = Guest::start(&lab.graph, "src", model, 1, 1);
+        let error = job.over().await.unwrap_err();
+        assert!(error.contains("faulty"), "{error}");
+        busy(&guest, 30).await;
+        guest.stop();
+        assert_same(&lab.contents("src").await, &guest.model(), "the disk");
+    });
+}

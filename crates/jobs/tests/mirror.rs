@@ -1,0 +1,334 @@
+//! Mirrors of disks that are written meanwhile: the copy becomes the same, takes the place of the disk without a request
+//! lost, or stays as it was at one moment.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
+
+use diskfuse_block::{Kind, Resize};
+use diskfuse_jobs::{CopyMode, Job, JobConfig, MirrorConfig, MirrorSync, OnError, Status, mirror};
+use diskfuse_ring::{JoinHandle, sleep, spawn};
+use support::faulty::Faulty;
+use support::guest::Guest;
+use support::rng::Rng;
+use support::{KIB, Lab, MIB, assert_same, cases, open_raw_file, reaches, run};
+
+async fn busy(guest: &Guest, operations: u64) {
+    let until = guest.operations() + operations;
+    while guest.operations() < until {
+        sleep(Duration::from_millis(1)).await;
+    }
+}
+
+async fn begin(lab: &Lab, config: MirrorConfig) -> Arc<Job> {
+    let start = mirror(&lab.jobs, &lab.graph, config).unwrap();
+    start.begin(&lab.jobs).await.unwrap()
+}
+
+async fn scatter(lab: &Lab, rng: &mut Rng, name: &str, size: u64) {
+    for _ in 0..12 {
+        let len = rng.length(512, size / 8);
+        let at = rng.below((size - len) / 512 + 1) * 512;
+        let mut bytes = vec![0; len as usize];
+        rng.fill(&mut bytes);
+        lab.fill(name, at, &bytes).await;
+    }
+}
+
+/// `src` and `dst`, of which the latter may hold anything.
+async fn disks(lab: &Lab, rng: &mut Rng, size: u64) -> Vec<u8> {
+    match rng.chance(50) {
+        true => lab.raw("src", size),
+        false => lab.qcow2("src", size, "cluster_size=4096", None).await,
+    }
+    scatter(lab, rng, "src", size).await;
+    match rng.chance(50) {
+        true => lab.raw("dst", size),
+        false => lab.qcow2("dst", size, "", None).await,
+    }
+    if rng.chance(40) {
+        scatter(lab, rng, "dst", size).await;
+    }
+    lab.contents("src").await
+}
+
+/// Drains one of the nodes again and again, as somebody would who changes the graph, until the job is over.
+fn disturb(lab: &Lab, job: &Arc<Job>, node: &'static str) -> JoinHandle<u64> {
+    let (graph, job) = (lab.graph.clone(), Arc::clone(job));
+    spawn(async move {
+        let mut drains = 0;
+        while !job.status().is_over() {
+            let drained = graph.drain(node).await.unwrap();
+            sleep(Duration::from_millis(2)).await;
+            drop(drained);
+            drains += 1;
+            sleep(Duration::from_millis(10)).await;
+        }
+        drains
+    })
+}
+
+fn random_config(rng: &mut Rng) -> MirrorConfig {
+    MirrorConfig {
+        copy_mode: rng.pick(&[CopyMode::Background, CopyMode::WriteBlocking]),
+        granularity: rng.pick(&[None, Some(4 * KIB), Some(256 * KIB)]),
+        ..MirrorConfig::new(JobConfig::new("m"), "src", "dst")
+    }
+}
+
+#[test]
+fn the_copy_takes_the_place_of_the_disk_under_load() {
+    cases::run("mirror", 8, |seed| {
+        run(async {
+            let mut rng = Rng::new(seed);
+            let size = rng.within(3..20) * MIB + rng.below(64) * 4 * KIB;
+            let lab = Lab::new();
+            let model = disks(&lab, &mut rng, size).await;
+            let mut guest = Guest::start(&lab.graph, "src", model, 2, seed);
+            let mut config = random_config(&mut rng);
+            if rng.chance(30) {
+                config.job.speed = 8 * MIB;
+            }
+            let job = begin(&lab, config).await;
+            let disturbed = match rng.below(3) {
+                0 => None,
+                1 => Some(disturb(&lab, &job, "src")),
+                _ => Some(disturb(&lab, &job, "dst")),
+            };
+            busy(&guest, 20).await;
+            if rng.chance(30) && job.pause().is_ok() {
+                busy(&guest, 50).await;
+                job.resume().unwrap();
+            }
+            // The guest may be faster than that.
+            let _ = job.set_speed(0);
+            reaches(&job, &[Status::Ready]).await;
+            busy(&guest, 100).await;
+            job.complete().unwrap();
+            job.over().await.unwrap();
+            if let Some(disturbed) = disturbed {
+                assert!(disturbed.await > 0);
+            }
+            assert_eq!(guest.node(), "dst");
+            let frozen = lab.contents("src").await;
+            busy(&guest, 100).await;
+            guest.stop();
+            assert_same(&lab.contents("dst").await, &guest.model(), "the copy");
+            assert_same(
+                &lab.contents("src").await,
+                &frozen,
+                "the disk that was left",
+            );
+            let told = lab.told();
+            let tail = ["waiting", "pending", "COMPLETED", "concluded"];
+            assert_eq!(told.iter().filter(|e| *e == "READY").count(), 1);
+            assert!(told.windows(4).any(|w| w == tail), "{told:?}");
+            drop(guest);
+            lab.graph.remove("src").unwrap();
+        });
+    });
+}
+
+#[test]
+fn a_mirror_that_is_left_is_what_the_disk_was_at_one_moment() {
+    cases::run("leave", 6, |seed| {
+        run(async {
+            let mut rng = Rng::new(seed);
+            let size = 8 * MIB;
+            let lab = Lab::new();
+            let model = disks(&lab, &mut rng, size).await;
+            let mut guest = Guest::start(&lab.graph, "src", model, 2, seed);
+            let job = begin(&lab, random_config(&mut rng)).await;
+            reaches(&job, &[Status::Ready]).await;
+            busy(&guest, 50).await;
+            let (during, at) = match rng.chance(50) {
+                true => (true, Vec::new()),
+                false => {
+                    guest.stop();
+                    (false, guest.model())
+                }
+            };
+            job.cancel(false).unwrap();
+            job.over().await.unwrap();
+            let copy = lab.contents("dst").await;
+            if during {
+                busy(&guest, 50).await;
+                guest.stop();
+                assert_same(&lab.contents("dst").await, &copy, "the copy later");
+            } else {
+                assert_same(&copy, &at, "the copy");
+            }
+            assert_eq!(guest.node(), "src");
+            assert_same(&lab.contents("src").await, &guest.model(), "the disk");
+            assert!(lab.told().contains(&"COMPLETED".to_owned()));
+        });
+    });
+}
+
+#[test]
+fn a_mirror_can_be_given_up_at_any_time() {
+    cases::run("give up", 6, |seed| {
+        run(async {
+            let mut rng = Rng::new(seed);
+            let lab = Lab::new();
+            let model = disks(&lab, &mut rng, 8 * MIB).await;
+            let mut guest = Guest::start(&lab.graph, "src", model, 2, seed);
+            let job = begin(&lab, random_config(&mut rng)).await;
+            busy(&guest, rng.below(200)).await;
+            job.cancel(true).unwrap();
+            assert_eq!(job.over().await.unwrap_err(), "Operation canceled");
+            busy(&guest, 50).await;
+            guest.stop();
+            assert_same(&lab.contents("src").await, &guest.model(), "the disk");
+            assert!(lab.told().contains(&"CANCELLED".to_owned()));
+            drop(guest);
+            lab.graph.remove("dst").unwrap();
+        });
+    });
+}
+
+#[test]
+fn a_ready_mirror_pauses_to_standby() {
+    run(async {
+        let lab = Lab::new();
+        lab.raw("src", MIB);
+        lab.raw("dst", MIB);
+        let job = begin(&lab, MirrorConfig::new(JobConfig::new("m"), "src", "dst")).await;
+        reaches(&job, &[Status::Ready]).await;
+        job.pause().unwrap();
+        reaches(&job, &[Status::Standby]).await;
+        // As QEMU: it is completed when it is resumed.
+        job.complete().unwrap();
+        sleep(Duration::from_millis(100)).await;
+        assert_eq!(job.status(), Status::Standby);
+        job.resume().unwrap();
+        job.over().await.unwrap();
+        let expected = [
+            "created",
+            "running",
+            "ready",
+            "READY",
+            "standby",
+            "ready",
+            "waiting",
+            "pending",
+            "COMPLETED",
+            "concluded",
+        ];
+        assert_eq!(lab.told()[..10], expected);
+    });
+}
+
+#[test]
+fn the_size_cannot_change_under_a_mirror() {
+    run(async {
+        let lab = Lab::new();
+        lab.raw("src", MIB);
+        lab.raw("dst", MIB);
+        let job = begin(&lab, MirrorConfig::new(JobConfig::new("m"), "src", "dst")).await;
+        let node = lab.graph.get("src").unwrap();
+        let error = node
+            .resize(2 * MIB, Resize::Exactly, false)
+            .await
+            .unwrap_err();
+        assert_eq!(error.kind(), Kind::Busy);
+        node.resize(MIB, Resize::Exactly, false).await.unwrap();
+        reaches(&job, &[Status::Ready]).await;
+        job.complete().unwrap();
+        job.over().await.unwrap();
+    });
+}
+
+#[test]
+fn top_and_none_copy_what_they_say() {
+    run(async {
+        for sync in [MirrorSync::Top, MirrorSync::None] {
+            let lab = Lab::new();
+            let size = 4 * MIB;
+            lab.raw("base", size);
+            lab.fill("base", 0, &vec![1; size as usize]).await;
+            lab.qcow2("src", size, "", Some("base")).await;
+            lab.fill("src", MIB, &vec![2; 65536]).await;
+            lab.qcow2("dst", size, "", Some("base")).await;
+            let config = MirrorConfig {
+                sync,
+                ..MirrorConfig::new(JobConfig::new("m"), "src", "dst")
+            };
+            let job = begin(&lab, config).await;
+            reaches(&job, &[Status::Ready]).await;
+            lab.fill("src", 3 * MIB, &vec![3; 65536]).await;
+            job.cancel(false).unwrap();
+            job.over().await.unwrap();
+            let mut expected = lab.contents("src").await;
+            if sync == MirrorSync::None {
+                expected[1 << 20..(1 << 20) + 65536].fill(1);
+            }
+            assert_same(&lab.contents("dst").await, &expected, "the copy");
+            assert!(lab.graph.get("dst").unwrap().allocated() < MIB);
+        }
+    });
+}
+
+#[test]
+fn a_target_that_fails_does_not_harm_the_guest() {
+    run(async {
+        for mode in [CopyMode::Background, CopyMode::WriteBlocking] {
+            let lab = Lab::new();
+            let size = 4 * MIB;
+            lab.raw("src", size);
+            std::fs::File::create(lab.path("dst.img"))
+                .unwrap()
+                .set_len(size)
+                .unwrap();
+            let faulty = Faulty::new(open_raw_file(&lab.path("dst.img")));
+            lab.graph
+                .insert(Some("dst"), Arc::<Faulty>::clone(&faulty), &[])
+                .unwrap();
+            let mut guest = Guest::start(&lab.graph, "src", vec![0; size as usize], 2, 3);
+            let config = MirrorConfig {
+                copy_mode: mode,
+                on_target_error: OnError::Stop,
+                ..MirrorConfig::new(JobConfig::new("m"), "src", "dst")
+            };
+            let job = begin(&lab, config).await;
+            reaches(&job, &[Status::Ready]).await;
+            faulty.write_errno.store(libc::EIO, SeqCst);
+            reaches(&job, &[Status::Standby]).await;
+            busy(&guest, 50).await;
+            faulty.write_errno.store(0, SeqCst);
+            job.complete().unwrap();
+            while !job.status().is_over() {
+                // What was in flight may have failed once more.
+                let _ = job.resume();
+                sleep(Duration::from_millis(1)).await;
+            }
+            job.over().await.unwrap();
+            busy(&guest, 50).await;
+            guest.stop();
+            assert_same(&lab.contents("dst").await, &guest.model(), "the copy");
+        }
+    });
+}
+
+#[test]
+fn a_target_that_fails_for_good_fails_the_job() {
+    run(async {
+        let lab = Lab::new();
+        lab.raw("src", MIB);
+        lab.fill("src", 0, &[1; 4096]).await;
+        lab.raw("below", MIB);
+        let faulty = Faulty::new(lab.graph.get("below").unwrap());
+        faulty.write_errno.store(libc::EIO, SeqCst);
+        lab.graph.insert(Some("dst"), faulty, &["below"]).unwrap();
+        let job = begin(&lab, MirrorConfig::new(JobConfig::new("m"), "src", "dst")).await;
+        let error = job.over().await.unwrap_err();
+        assert!(error.contains("faulty"), "{error}");
+        let mut guest = Guest::start(&lab.graph, "src", lab.contents("src").await, 1, 1);
+        busy(&guest, 10).await;
+        guest.stop();
+    });
+}
