@@ -29,6 +29,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("strace", "strace"),
     ("mkfs.ext4", "e2fsprogs"),
     ("fsck.ext4", "e2fsprogs"),
+    ("mkfs.vfat", "dosfstools"),
+    ("sfdisk", "fdisk"),
     ("losetup", "mount"),
     ("mount", "mount"),
     ("umount", "mount"),

@@ -6,11 +6,11 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 pub use images::{
-    CheckArgs, CommitArgs, ConvertArgs, CreateArgs, InfoArgs, MapArgs, RebaseArgs, Repair,
-    ResizeArgs, SnapshotArgs, SnapshotCommand,
+    CheckArgs, CommitArgs, ConvertArgs, CreateArgs, DiscardArgs, InfoArgs, MapArgs, RebaseArgs,
+    Repair, ResizeArgs, SnapshotArgs, SnapshotCommand,
 };
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use diskfuse_image::{Format, options};
 
 const EXAMPLES: &str = "\
@@ -29,6 +29,8 @@ const MOUNT_EXAMPLES: &str = "\
 Examples:
   diskfuse mount disk.img                    read-only, as disk.img.raw beside it
   diskfuse mount -w disk.img disk.img        writable, over the image itself: its name shows the disk until `umount`
+  diskfuse mount --dir vm.qcow2 vm           the disk, its partitions, snapshots and layers as files in a directory
+  diskfuse mount --overlay vm.img disk       writable, and all that is written is gone at the end
   diskfuse mount --offset 1M --size 512M disk.img part1
                                              one partition of the disk
   diskfuse mount -w --threads 1 --cache direct /dev/sdb /tmp/sdb
@@ -72,6 +74,8 @@ pub enum Command {
     Resize(ResizeArgs),
     /// Merge an overlay into its backing file
     Commit(CommitArgs),
+    /// Empty an overlay: its disk is that of its backing file again
+    Discard(DiscardArgs),
     /// Give an overlay another backing file
     Rebase(RebaseArgs),
     /// Copy an image into a new one of any format
@@ -82,20 +86,40 @@ pub enum Command {
 
 /// `diskfuse mount`
 #[derive(Debug, Args)]
-#[command(after_help = MOUNT_EXAMPLES)]
+#[command(after_help = MOUNT_EXAMPLES, group = ArgGroup::new("may_write").args(["writable", "overlay"]).multiple(true))]
 pub struct MountArgs {
     /// The image: a regular file or a block device
     pub image: PathBuf,
 
-    /// The file to show it as; made if missing, and removed again at the end [default: IMAGE.raw]
+    /// The file to show it as, or with --dir the directory; made if missing, and removed again at the end
+    /// [default: IMAGE.raw, with --dir IMAGE.d]
     pub mountpoint: Option<PathBuf>,
+
+    /// Show a directory: `disk`, its partitions as p1, p2, …, links to them by label, UUID and name, the snapshots inside the
+    /// image, the layers of its chain, and info.json. `sync DIRECTORY` reads the partition table anew
+    #[arg(long, conflicts_with_all = ["growable", "offset", "size", "snapshot", "passthrough"])]
+    pub dir: bool,
+
+    /// Let the disk be written, but not the image: what is written goes to an overlay. Without a FILE that is thrown away at the
+    /// end; a FILE is a qcow2 image that is kept, made if missing, and can be merged with `diskfuse commit` or emptied with
+    /// `diskfuse discard`
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, conflicts_with = "snapshot")]
+    #[expect(
+        clippy::option_option,
+        reason = "an option whose value may be left out"
+    )]
+    pub overlay: Option<Option<PathBuf>>,
+
+    /// Where an overlay that is thrown away lies, also if that is in memory [default: beside the image, or in $TMPDIR]
+    #[arg(long, value_name = "DIRECTORY", requires = "overlay")]
+    pub overlay_dir: Option<PathBuf>,
 
     /// Let the disk be written
     #[arg(short, long)]
     pub writable: bool,
 
     /// Let writes past the end make the disk larger
-    #[arg(long, requires = "writable")]
+    #[arg(long, requires = "may_write")]
     pub growable: bool,
 
     /// Serve it with N threads, one queue each, 1 to 64 [default: one per CPU, 4 at most]

@@ -20,6 +20,7 @@ use signal_hook::iterator::Signals;
 use crate::control;
 use crate::control::protocol::{Answer, ExportStatus, Request, Unmount, WirePath};
 use crate::control::server::{Handler, Server};
+use crate::directory::Directory;
 use crate::error::{Error, Result};
 use crate::idle::Idle;
 use crate::mountpoint::MadeFile;
@@ -87,6 +88,10 @@ pub struct NewExport {
     pub options: ExportOptions,
     /// The node to show; it is in the graph.
     pub node: String,
+    /// Show this instead, of which the node is the most important part.
+    pub directory: Option<Directory>,
+    /// What the image is called; the node's file if not given.
+    pub image: Option<PathBuf>,
     /// Threads that others use as well and that serve it, a queue each. They are kept for as long as it is served.
     pub iothreads: Vec<Arc<IoThread>>,
     /// Threads that serve it and end with it, a queue each.
@@ -241,7 +246,7 @@ impl Daemon {
     pub fn start_export(&mut self, new: NewExport) -> Result<PathBuf> {
         // Before something is mounted, perhaps over the image itself.
         let disk = self.graph.get(&new.node)?;
-        let image = disk.filename().map(PathBuf::from);
+        let image = new.image.or_else(|| disk.filename().map(PathBuf::from));
         let image = image.map(|path| path.canonicalize().unwrap_or(path));
         let format = match disk.driver() {
             "file" | "host_device" => "raw",
@@ -257,7 +262,13 @@ impl Daemon {
             // Fails when the main thread is past caring.
             let _ = sender.send(Event::Ended(key, end));
         });
-        let export = Export::start(new.options, &self.graph, &new.node, &mailboxes, on_end)?;
+        let (options, graph) = (new.options, &self.graph);
+        let export = match new.directory {
+            None => Export::start(options, graph, &new.node, &mailboxes, on_end)?,
+            Some(Directory { root, refresh }) => {
+                Export::start_tree(options, graph, root, Some(refresh), &mailboxes, on_end)?
+            }
+        };
         let idle = new
             .idle_timeout
             .map(|limit| Idle::new(limit, Instant::now()));

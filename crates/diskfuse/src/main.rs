@@ -5,6 +5,7 @@ mod busy;
 mod cli;
 mod control;
 mod daemon;
+mod directory;
 mod error;
 mod fstab;
 mod idle;
@@ -14,6 +15,7 @@ mod logging;
 mod mount;
 mod mountpoint;
 mod output;
+mod overlay;
 mod qsd;
 mod service;
 mod umount;
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
         Command::Map(arguments) => report(images::map::run(&arguments)),
         Command::Resize(arguments) => report(images::resize::run(&arguments)),
         Command::Commit(arguments) => report(images::commit::run(&arguments)),
+        Command::Discard(arguments) => report(overlay::discard(&arguments)),
         Command::Rebase(arguments) => report(images::rebase::run(&arguments)),
         Command::Convert(arguments) => report(images::convert::run(&arguments)),
         Command::Qsd(arguments) => qsd::main("diskfuse qsd", arguments.arguments),

@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::abi::{Attr, ROOT};
+use crate::abi::Attr;
 use crate::error::{Error, Result};
 use crate::shared::AllowOther;
 
@@ -24,6 +24,20 @@ pub struct Ownership {
 }
 
 impl Ownership {
+    pub(crate) fn uid(&self) -> u32 {
+        self.uid.unwrap_or_else(own_uid)
+    }
+
+    pub(crate) fn gid(&self) -> u32 {
+        self.gid.unwrap_or_else(own_gid)
+    }
+
+    /// Permission bits of a folder: whoever may read the files may look into it.
+    pub(crate) fn folder_mode(&self) -> u32 {
+        let reads = self.mode.map_or(0o444, |mode| mode & 0o444);
+        reads | reads >> 2
+    }
+
     /// [`Error::Options`] if somebody would be promised what the mount does not let him do.
     pub(crate) fn check(&self, others: AllowOther) -> Result<()> {
         let open = self.mode.is_some_and(|mode| mode & 0o077 != 0);
@@ -57,6 +71,7 @@ fn own_gid() -> u32 {
 
 /// Mutable attributes; each stands for itself, so plain atomics do.
 pub(crate) struct Attributes {
+    ino: u64,
     mode: AtomicU32,
     uid: AtomicU32,
     gid: AtomicU32,
@@ -84,16 +99,17 @@ pub(crate) fn nanoseconds((seconds, nanos): (u64, u32)) -> u64 {
 }
 
 impl Attributes {
-    pub(crate) fn new(writable: bool, ownership: Ownership) -> Self {
+    pub(crate) fn new(ino: u64, writable: bool, ownership: Ownership) -> Self {
         let now = now();
         Self {
+            ino,
             mode: AtomicU32::new(
                 ownership
                     .mode
                     .unwrap_or(if writable { 0o600 } else { 0o400 }),
             ),
-            uid: AtomicU32::new(ownership.uid.unwrap_or_else(own_uid)),
-            gid: AtomicU32::new(ownership.gid.unwrap_or_else(own_gid)),
+            uid: AtomicU32::new(ownership.uid()),
+            gid: AtomicU32::new(ownership.gid()),
             accessed: AtomicU64::new(now),
             modified: AtomicU64::new(now),
             written: AtomicBool::new(false),
@@ -152,7 +168,7 @@ impl Attributes {
         let (atime, atimensec) = time(&self.accessed);
         let (mtime, mtimensec) = time(&self.modified);
         Attr {
-            ino: ROOT,
+            ino: self.ino,
             size,
             blocks: allocated.div_ceil(512),
             atime,

@@ -23,6 +23,30 @@ pub enum Error {
         /// The mountpoint.
         path: PathBuf,
     },
+    /// A directory is to be mounted on something else.
+    #[error("'{}' is not a directory", path.display())]
+    NotDirectory {
+        /// The mountpoint.
+        path: PathBuf,
+    },
+    /// A directory is to be mounted where there are files.
+    #[error("'{}' is not empty: what is in it would be hidden; name an empty directory, or one that does not exist yet", path.display())]
+    NotEmpty {
+        /// The mountpoint.
+        path: PathBuf,
+    },
+    /// A directory is to be mounted on somebody else's.
+    #[error("'{}' belongs to another user: name a directory of your own", path.display())]
+    NotOwned {
+        /// The mountpoint.
+        path: PathBuf,
+    },
+    /// Something else is mounted there.
+    #[error("Something is mounted on '{}' already: unmount it first, or name another directory", path.display())]
+    AlreadyMounted {
+        /// The mountpoint.
+        path: PathBuf,
+    },
     /// Something of ours is mounted there.
     #[error("There already is a FUSE export on '{}'", path.display())]
     AlreadyExported {

@@ -206,6 +206,7 @@ mod tests {
         MountOptions {
             source,
             read_only: true,
+            directory: false,
             allow_other: true,
             max_read: 4096,
             abortable: false,

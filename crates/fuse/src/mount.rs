@@ -8,6 +8,7 @@ use std::ffi::{CString, OsStr, OsString};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use diskfuse_ring::SharedFd;
@@ -191,6 +192,8 @@ pub(crate) struct MountOptions<'a> {
     pub source: &'a OsStr,
     pub read_only: bool,
     pub allow_other: bool,
+    /// It is mounted on a directory.
+    pub directory: bool,
     /// The largest READ, in bytes.
     pub max_read: u32,
     /// [`Mount::abort`] will be called.
@@ -200,8 +203,10 @@ pub(crate) struct MountOptions<'a> {
 /// mount(2) on `path`, which is absolute, for the connection of `device`.
 fn mount_directly(path: &Path, device: &SharedFd, options: &MountOptions<'_>) -> io::Result<()> {
     let data = format!(
-        "fd={},rootmode=100000,user_id={},group_id={},max_read={},default_permissions{}",
+        "fd={},rootmode={},user_id={},group_id={},max_read={},default_permissions{}",
         device.as_raw_fd(),
+        // In octal, the type bits of the root's mode.
+        if options.directory { "40000" } else { "100000" },
         rustix::process::getuid().as_raw(),
         rustix::process::getgid().as_raw(),
         options.max_read,
@@ -240,7 +245,7 @@ pub(crate) struct Mount {
 }
 
 impl Mount {
-    /// Mounts on the regular file `path`; returns the mount and its connection's first descriptor, non-blocking.
+    /// Mounts on the regular file or directory `path`; returns the mount and its connection's first descriptor, non-blocking.
     pub(crate) fn new(path: &Path, options: &MountOptions<'_>) -> Result<(Self, SharedFd)> {
         let failed = |source: io::Error| Error::Mount {
             path: path.to_owned(),
@@ -372,6 +377,44 @@ pub(crate) fn check(path: &Path) -> Result<()> {
     })?;
     if !stat.is_file() {
         return Err(Error::NotRegular {
+            path: path.to_owned(),
+        });
+    }
+    Ok(())
+}
+
+/// Looks at a mountpoint for a tree before anything is mounted on it: it must be an empty directory of ours, and nothing may be
+/// mounted there. A mount that a killed daemon left there is taken away first.
+pub(crate) fn check_directory(path: &Path) -> Result<()> {
+    heal(path)?;
+    let whole = absolute(path);
+    if let Ok(whole) = &whole
+        && let Ok(Some(there)) = mount_at(whole)
+    {
+        let path = path.to_owned();
+        return Err(match there.fs_type == FS_TYPE {
+            true => Error::AlreadyExported { path },
+            false => Error::AlreadyMounted { path },
+        });
+    }
+    let failed = |source| Error::Stat {
+        path: path.to_owned(),
+        source,
+    };
+    let stat = std::fs::metadata(path).map_err(failed)?;
+    if !stat.is_dir() {
+        return Err(Error::NotDirectory {
+            path: path.to_owned(),
+        });
+    }
+    let user = rustix::process::geteuid();
+    if !user.is_root() && stat.uid() != user.as_raw() {
+        return Err(Error::NotOwned {
+            path: path.to_owned(),
+        });
+    }
+    if std::fs::read_dir(path).map_err(failed)?.next().is_some() {
+        return Err(Error::NotEmpty {
             path: path.to_owned(),
         });
     }

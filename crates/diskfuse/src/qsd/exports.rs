@@ -35,6 +35,8 @@ pub fn add(daemon: &mut Daemon, objects: &Objects, options: &ExportOptions) -> R
     };
     let ExportKind::Fuse(fuse) = &options.kind;
     let new = NewExport {
+        directory: None,
+        image: None,
         options: diskfuse_fuse::ExportOptions {
             id: id.clone(),
             mountpoint: fuse.mountpoint.clone(),
