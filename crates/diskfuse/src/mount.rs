@@ -148,6 +148,7 @@ fn start_export(daemon: &mut Daemon, node: String, arguments: &MountArgs) -> Res
             cli::Passthrough::Auto => Passthrough::Auto,
             cli::Passthrough::On => Passthrough::On,
         },
+        on_error: None,
     };
     let export = NewExport {
         options,

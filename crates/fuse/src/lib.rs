@@ -24,6 +24,7 @@ mod shared;
 mod shown;
 mod slot;
 mod transport;
+mod trouble;
 
 pub use error::{Error, Result};
 pub use export::Export;
@@ -32,3 +33,4 @@ pub use passthrough::Passthrough;
 pub use request::{Malformed, Operation, Request, Setattr, parse};
 pub use shared::{AllowOther, DEFAULT_MAX_BACKGROUND, End, ExportOptions, Stats};
 pub use transport::{Placement, Transport, TransportOptions};
+pub use trouble::OnError;

@@ -16,6 +16,7 @@ use crate::passthrough::{Backing, Passthrough};
 use crate::right::Right;
 use crate::shown::Shown;
 use crate::transport::{self, Plan, TransportOptions};
+use crate::trouble::{OnError, Pace};
 
 /// Who but the owner may use the file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,6 +53,8 @@ pub struct ExportOptions {
     pub transport: TransportOptions,
     /// Whether the kernel is to read and write the image file itself.
     pub passthrough: Passthrough,
+    /// Who is told of requests that the disk failed, beside the log.
+    pub on_error: Option<OnError>,
 }
 
 /// Why an export ended.
@@ -158,6 +161,7 @@ pub(crate) struct Shared {
     pub(crate) right: Right,
     pub(crate) attributes: Attributes,
     pub(crate) plan: Plan,
+    pub(crate) pace: Pace,
     /// How requests come.
     way: AtomicU8,
     /// The kernel has agreed on entries, which it may hold from then on.
@@ -210,6 +214,7 @@ impl Shared {
             right: Right::default(),
             attributes: Attributes::new(writable),
             plan,
+            pace: Pace::new(),
             way: AtomicU8::new(BY_DEVICE),
             ring_agreed: AtomicBool::new(false),
             passthrough_agreed: AtomicBool::new(false),

@@ -68,6 +68,7 @@ fn allocations(node: Arc<dyn Node>, transport: Transport, work: impl Fn(&File)) 
             ..TransportOptions::default()
         },
         passthrough: Passthrough::Off,
+        on_error: None,
     };
     let mailboxes = [thread.mailbox().clone()];
     // Dropped at the end, also of a failure: then nothing stays mounted.

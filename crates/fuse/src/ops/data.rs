@@ -32,7 +32,7 @@ pub(super) async fn read(queue: &Queue, slot: &mut SlotBuf, offset: u64, size: u
     };
     slot.put(buf);
     slot.dirty(bytes);
-    result.map_err(|e| disk_error(queue, &e))?;
+    result.map_err(|e| disk_error(queue, Access::Read, &e))?;
     count_read(queue, len);
     Ok(bytes)
 }
@@ -66,7 +66,7 @@ pub(super) async fn write(queue: &Queue, slot: &mut SlotBuf, offset: u64, size: 
             _ => io::write(node, offset, slot.take_for_data(bytes)).await,
         };
         slot.put(buf);
-        result.map_err(|e| disk_error(queue, &e))?;
+        result.map_err(|e| disk_error(queue, Access::Write, &e))?;
     }
     Ok(wrote(queue, slot, len))
 }
@@ -134,7 +134,7 @@ async fn fit(queue: &Queue, offset: u64, size: u64) -> Result<u64, i32> {
     if shared.options.growable {
         let grown = end.checked_next_multiple_of(SECTOR).ok_or(libc::EFBIG)?;
         let resized = super::resize(queue, grown, Resize::AtLeast, false).await;
-        resized.map_err(|e| disk_error(queue, &e))?;
+        resized.map_err(|e| disk_error(queue, Access::Write, &e))?;
         return Ok(size);
     }
     if offset >= disk {
@@ -149,7 +149,7 @@ pub(super) async fn flush(queue: &Queue) -> Answer {
     let shared = &*queue.shared;
     if shared.options.writable {
         let flushed = queue.node().flush().await;
-        flushed.map_err(|e| disk_error(queue, &e))?;
+        flushed.map_err(|e| disk_error(queue, Access::Write, &e))?;
     }
     bump(&queue.lane().flushes, 1);
     Ok(0)

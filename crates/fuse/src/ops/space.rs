@@ -1,6 +1,6 @@
 //! FALLOCATE and LSEEK: what is allocated, and where data is.
 
-use diskfuse_block::{Resize, SECTOR, Zeroes};
+use diskfuse_block::{Access, Resize, SECTOR, Zeroes};
 
 use super::{Answer, disk_error};
 use crate::abi::LseekOut;
@@ -43,7 +43,7 @@ pub(super) async fn fallocate(queue: &Queue, mode: u32, offset: u64, length: u64
 async fn grow(queue: &Queue, end: u64, preallocate: bool) -> Result<(), i32> {
     let size = end.checked_next_multiple_of(SECTOR).ok_or(libc::EFBIG)?;
     let grown = super::resize(queue, size, Resize::AtLeast, preallocate).await;
-    grown.map_err(|e| disk_error(queue, &e))
+    grown.map_err(|e| disk_error(queue, Access::Write, &e))
 }
 
 /// Zeroes a range, clipped at the end of the disk.
@@ -54,7 +54,7 @@ async fn zero(queue: &Queue, offset: u64, length: u64, how: Zeroes) -> Result<()
         return Ok(());
     }
     let zeroed = node.write_zeroes(offset, len, how).await;
-    zeroed.map_err(|e| disk_error(queue, &e))
+    zeroed.map_err(|e| disk_error(queue, Access::Write, &e))
 }
 
 /// SEEK_DATA and SEEK_HOLE, as lseek(2) has them; the kernel does the others itself.
@@ -74,7 +74,7 @@ pub(super) async fn lseek(queue: &Queue, slot: &mut SlotBuf, offset: u64, whence
         let status = node
             .block_status(at, disk - at)
             .await
-            .map_err(|e| disk_error(queue, &e))?;
+            .map_err(|e| disk_error(queue, Access::Read, &e))?;
         if status.zero != looks_for_data {
             return Ok(slot.put_struct(&LseekOut { offset: at }));
         }
