@@ -35,6 +35,12 @@ const PACKAGES: &[(&str, &str)] = &[
     ("setpriv", "util-linux"),
     ("prlimit", "util-linux"),
     ("taskset", "util-linux"),
+    ("socat", "socat"),
+    ("swtpm", "swtpm"),
+    ("swtpm_ioctl", "swtpm-tools"),
+    ("tpm2_nvdefine", "tpm2-tools"),
+    ("tpm2_nvread", "tpm2-tools"),
+    ("tpm2_nvwrite", "tpm2-tools"),
 ];
 
 /// A program to be run.
