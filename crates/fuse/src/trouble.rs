@@ -13,7 +13,9 @@ const MOST: u64 = 4;
 /// Who is told of requests that the disk failed: the node, what was to be done, and the error. At most a few are told of in
 /// a second. Called on the queues' threads, several at once; must not block.
 #[derive(Clone)]
-pub struct OnError(Arc<dyn Fn(&str, Access, &Error) + Send + Sync>);
+pub struct OnError(Arc<Tell>);
+
+type Tell = dyn Fn(&str, Access, &Error) + Send + Sync;
 
 impl OnError {
     /// Calls this.

@@ -21,7 +21,9 @@ pub struct Children {
 /// Who is told, once, that an open image contradicts itself: why, and whether nothing is written to it any more. Called by
 /// whoever finds it, on any thread; must not block.
 #[derive(Clone)]
-pub struct OnCorrupt(Arc<dyn Fn(&str, bool) + Send + Sync>);
+pub struct OnCorrupt(Arc<Tell>);
+
+type Tell = dyn Fn(&str, bool) + Send + Sync;
 
 impl OnCorrupt {
     /// Calls this.
