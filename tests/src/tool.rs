@@ -41,6 +41,12 @@ const PACKAGES: &[(&str, &str)] = &[
     ("useradd", "passwd"),
     ("userdel", "passwd"),
     ("taskset", "util-linux"),
+    ("socat", "socat"),
+    ("swtpm", "swtpm"),
+    ("swtpm_ioctl", "swtpm-tools"),
+    ("tpm2_nvdefine", "tpm2-tools"),
+    ("tpm2_nvread", "tpm2-tools"),
+    ("tpm2_nvwrite", "tpm2-tools"),
 ];
 
 /// A program to be run.

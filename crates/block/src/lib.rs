@@ -28,7 +28,7 @@ pub use bitmap::{DirtyBitmap, Recorder};
 pub use error::{Error, Kind, Result};
 pub use graph::Graph;
 pub use hold::{Grace, Hold, Holds, LANES, lane};
-pub use host::{Aio, Alignment, HostFile};
+pub use host::{Aio, Alignment, HostFile, Opener};
 pub use lock::Locking;
 pub use node::{
     Access, Allocation, BackingName, BlockStatus, Extent, LetGo, Limits, LocalFuture, Node, Resize,

@@ -190,6 +190,7 @@ fn start_export(
             cli::Passthrough::Auto => Passthrough::Auto,
             cli::Passthrough::On => Passthrough::On,
         },
+        on_error: None,
     };
     let export = NewExport {
         directory,

@@ -29,6 +29,7 @@ mod shown;
 mod slot;
 mod transport;
 mod tree;
+mod trouble;
 mod watch;
 
 pub use attributes::Ownership;
@@ -40,4 +41,5 @@ pub use request::{Malformed, Name, Operation, Request, Setattr, parse};
 pub use shared::{AllowOther, DEFAULT_MAX_BACKGROUND, End, ExportOptions, Stats};
 pub use transport::{Placement, Transport, TransportOptions};
 pub use tree::{Entry, MOST_FILES, Refresh, Tree};
+pub use trouble::OnError;
 pub use watch::{Watch, When};

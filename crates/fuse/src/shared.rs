@@ -14,6 +14,7 @@ use crate::content::Content;
 use crate::error::Error;
 use crate::passthrough::{Backing, Passthrough};
 use crate::transport::{self, Plan, TransportOptions};
+use crate::trouble::{OnError, Pace};
 
 /// Who but the owner may use the file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,6 +55,8 @@ pub struct ExportOptions {
     pub transport: TransportOptions,
     /// Whether the kernel is to read and write the image file itself.
     pub passthrough: Passthrough,
+    /// Who is told of requests that the disk failed, beside the log.
+    pub on_error: Option<OnError>,
 }
 
 /// Why an export ended.
@@ -158,6 +161,7 @@ pub(crate) struct Shared {
     pub(crate) others_allowed: AtomicBool,
     pub(crate) content: Content,
     pub(crate) plan: Plan,
+    pub(crate) pace: Pace,
     /// How requests come.
     way: AtomicU8,
     /// The kernel has agreed on entries, which it may hold from then on.
@@ -211,6 +215,7 @@ impl Shared {
             others_allowed: AtomicBool::new(false),
             content,
             plan,
+            pace: Pace::new(),
             way: AtomicU8::new(BY_DEVICE),
             ring_agreed: AtomicBool::new(false),
             passthrough_agreed: AtomicBool::new(false),

@@ -38,6 +38,7 @@ fn export(
             ..TransportOptions::default()
         },
         passthrough: Passthrough::Off,
+        on_error: None,
     };
     let mailboxes: Vec<_> = threads.iter().map(|t| t.mailbox().clone()).collect();
     Export::start(options, graph, "node", &mailboxes, Box::new(|_| ())).unwrap()

@@ -85,6 +85,7 @@ fn allocations(
             ..TransportOptions::default()
         },
         passthrough: Passthrough::Off,
+        on_error: None,
     };
     let mailboxes = [thread.mailbox().clone()];
     // Dropped at the end, also of a failure: then nothing stays mounted.

@@ -74,6 +74,7 @@ fn with_tree(transport: Transport, test: impl FnOnce(&Path, &Graph, &Counting)) 
     let mailboxes: Vec<_> = threads.iter().map(|t| t.mailbox().clone()).collect();
     let options = ExportOptions {
         ownership: Ownership::default(),
+        on_error: None,
         id: "export".into(),
         mountpoint: folder.path().to_owned(),
         writable: true,

@@ -23,7 +23,7 @@ pub struct OpenOptions {
     pub writable: bool,
     /// How its files are opened; `filename` and `read_only` do not count.
     pub file: FileConfig,
-    /// For a qcow2 image; `read_only` does not count. Backing files take the sizes of caches from it.
+    /// For a qcow2 image; `read_only` does not count. Backing files take the sizes of caches from it, and tell the same one when they are corrupt.
     pub qcow2: Qcow2Config,
     /// Whether to open the backing files; without them, what they hold reads as zeroes.
     pub backing: bool,
@@ -192,6 +192,7 @@ fn of_backing(top: &Qcow2Config) -> Qcow2Config {
         refcount_cache_size: top.refcount_cache_size,
         cache_size: top.cache_size,
         cache_clean_interval: top.cache_clean_interval,
+        on_corrupt: top.on_corrupt.clone(),
         ..Qcow2Config::default()
     }
 }

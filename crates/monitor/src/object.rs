@@ -77,7 +77,7 @@ pub(crate) enum Request {
 impl ObjectOptions {
     /// The types that can be made.
     pub(crate) fn types() -> &'static [&'static str] {
-        &["iothread"]
+        &["iothread", "secret", "throttle-group"]
     }
 
     /// Reads the argument of `--object`, in either syntax. Help (`iothread,help`) is refused here; the command line

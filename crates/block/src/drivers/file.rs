@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use crate::error::{Error, Kind, Result};
 use crate::hold::Hold;
-use crate::host::{Aio, HostFile, HostKind, Options};
+use crate::host::{Aio, HostFile, HostKind, Opener, Options};
 use crate::lock::{ImageLock, Locking};
 use crate::node::{Access, BlockStatus, Extent, Limits, LocalFuture, Node, Resize, Zeroes};
 use crate::permissions::Permissions;
@@ -58,6 +58,8 @@ pub struct FileConfig {
     pub detect_zeroes: DetectZeroes,
     /// Image locks.
     pub locking: Locking,
+    /// Where its descriptor comes from, if not from opening `filename`.
+    pub opener: Option<Opener>,
 }
 
 /// An image file or block device.
@@ -100,6 +102,7 @@ fn open_host(config: &FileConfig, kind: HostKind, path: PathBuf) -> Result<HostF
         no_flush: config.no_flush,
         read_only: config.read_only,
         auto_read_only: config.auto_read_only,
+        opener: config.opener.clone(),
     })
 }
 
@@ -134,16 +137,18 @@ impl FileNode {
             true => HostKind::Device,
             false => HostKind::Regular,
         };
-        let host = open_host(config, kind, self.config.filename.clone())?;
+        // It comes from where it came from before.
+        let config = FileConfig {
+            filename: self.config.filename.clone(),
+            opener: self.config.opener.clone(),
+            ..config.clone()
+        };
+        let host = open_host(&config, kind, config.filename.clone())?;
         if !host.is_same_file(&self.host)? {
             let path = host.path();
             let message = format!("'{path}' is not the file any more that it was opened as");
             return Err(Error::new(Kind::Invalid, message));
         }
-        let config = FileConfig {
-            filename: self.config.filename.clone(),
-            ..config.clone()
-        };
         let lock = Arc::clone(&self.lock);
         Ok(Arc::new(with_lock(host, self.driver, &config, lock)))
     }

@@ -19,6 +19,7 @@ use parking_lot::Mutex;
 use rustix::fs::{Mode, OFlags};
 
 pub use align::Alignment;
+pub use open::Opener;
 pub(crate) use open::{HostKind, Options};
 
 use crate::error::{Error, Result};

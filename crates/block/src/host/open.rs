@@ -1,7 +1,7 @@
 //! Opening a host file: what it is, whether it may be had, and how it wants to be used. It must never hang (a fifo
 //! would) and never open anything that is not a disk image.
 
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::sync::{Arc, OnceLock};
@@ -26,6 +26,29 @@ pub(crate) enum HostKind {
     Device,
 }
 
+/// Hands out descriptors of a file that is not opened by its name: one that was opened for writing as well as reading, or for
+/// reading only. Its name is for messages then. Whoever gets one may change its status flags, which duplicates share. Must
+/// not block. Errors: `ENOENT` if there is nothing to hand out, `EACCES` if nothing was opened for this access.
+#[derive(Clone)]
+pub struct Opener(Arc<dyn Fn(bool) -> std::io::Result<OwnedFd> + Send + Sync>);
+
+impl Opener {
+    /// Asks this each time; the argument says whether it is to be written.
+    pub fn new(open: impl Fn(bool) -> std::io::Result<OwnedFd> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(open))
+    }
+
+    fn open(&self, writable: bool) -> std::result::Result<OwnedFd, Errno> {
+        (self.0)(writable).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+    }
+}
+
+impl std::fmt::Debug for Opener {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Opener")
+    }
+}
+
 /// How to open a host file.
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
@@ -43,6 +66,8 @@ pub(crate) struct Options {
     pub(crate) read_only: bool,
     /// Open for reading only if writing is not permitted.
     pub(crate) auto_read_only: bool,
+    /// Where its descriptor comes from, if not from opening the path.
+    pub(crate) opener: Option<Opener>,
 }
 
 impl HostFile {
@@ -50,8 +75,10 @@ impl HostFile {
     pub(crate) fn open(options: &Options) -> Result<Self> {
         let path = options.path.display().to_string();
         let refused = |errno: Errno| refused(&path, errno);
-        let stat = rustix::fs::stat(&options.path).map_err(refused)?;
-        check_type(&path, options.kind, &stat)?;
+        if options.opener.is_none() {
+            let stat = rustix::fs::stat(&options.path).map_err(refused)?;
+            check_type(&path, options.kind, &stat)?;
+        }
         let (fd, read_only) = open_either(options).map_err(|e| match e {
             Errno::INVAL if options.direct => no_direct(&path),
             e => refused(e),
@@ -59,9 +86,10 @@ impl HostFile {
         // Between the look and the opening somebody may have put another file there.
         let stat = rustix::fs::fstat(&fd).map_err(refused)?;
         check_type(&path, options.kind, &stat)?;
-        // io_uring answers EAGAIN at once, instead of waiting for the disk, when this flag is set.
-        let flags = rustix::fs::fcntl_getfl(&fd).map_err(refused)?;
-        rustix::fs::fcntl_setfl(&fd, flags - OFlags::NONBLOCK).map_err(refused)?;
+        set_flags(&fd, options).map_err(|e| match e {
+            Errno::INVAL if options.direct => no_direct(&path),
+            e => refused(e),
+        })?;
         let size = match options.kind {
             HostKind::Regular => stat.st_size.cast_unsigned(),
             HostKind::Device => rustix::fs::seek(&fd, SeekFrom::End(0)).map_err(refused)?,
@@ -118,12 +146,23 @@ impl HostFile {
     }
 }
 
-fn open_either(options: &Options) -> std::result::Result<(std::os::fd::OwnedFd, bool), Errno> {
+/// The flags that the transfers count on, however the file was opened: io_uring answers EAGAIN at once, instead of waiting
+/// for the disk, with `O_NONBLOCK`, and writes go elsewhere with `O_APPEND`.
+fn set_flags(fd: &OwnedFd, options: &Options) -> std::result::Result<(), Errno> {
+    let mut flags = rustix::fs::fcntl_getfl(fd)? - OFlags::NONBLOCK - OFlags::APPEND;
+    flags.set(OFlags::DIRECT, options.direct);
+    rustix::fs::fcntl_setfl(fd, flags)
+}
+
+fn open_either(options: &Options) -> std::result::Result<(OwnedFd, bool), Errno> {
     let mut flags = OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     if options.direct {
         flags |= OFlags::DIRECT;
     }
-    let open = |path: &Path, access| rustix::fs::open(path, flags | access, Mode::empty());
+    let open = |path: &Path, access| match &options.opener {
+        Some(opener) => opener.open(access == OFlags::RDWR),
+        None => rustix::fs::open(path, flags | access, Mode::empty()),
+    };
     if !options.read_only {
         match open(&options.path, OFlags::RDWR) {
             Err(Errno::ACCESS | Errno::PERM | Errno::ROFS) if options.auto_read_only => {}

@@ -304,6 +304,7 @@ mod tests {
             no_flush: false,
             read_only: false,
             auto_read_only: false,
+            opener: None,
         })
         .unwrap();
         let align = file.alignment();

@@ -5,14 +5,15 @@ use diskfuse_monitor::{
     ExportKind, ExportOptions, ExportThreads, OnOffAuto, Placement, Transport, TransportOptions,
 };
 
-use super::objects::Objects;
-use super::suggest;
+use super::commands::Commands;
+use super::{suggest, trouble};
 use crate::daemon::{Daemon, NewExport, own_threads};
 use crate::error::{Error, Result};
 
 /// Starts the export; its file is usable when this returns. `fixed-iothread` asks for what is always so: an export's
 /// queues stay on the threads they were given, and every node serves every thread.
-pub fn add(daemon: &mut Daemon, objects: &Objects, options: &ExportOptions) -> Result<()> {
+pub fn add(daemon: &mut Daemon, host: &Commands, options: &ExportOptions) -> Result<()> {
+    let objects = &host.objects;
     let id = &options.id;
     if daemon.has_export(id) {
         return Err(Error::Refused(format!(
@@ -57,6 +58,7 @@ pub fn add(daemon: &mut Daemon, objects: &Objects, options: &ExportOptions) -> R
                 OnOffAuto::On => Passthrough::On,
                 OnOffAuto::Off => Passthrough::Off,
             },
+            on_error: Some(trouble::on_error(&host.monitors)),
         },
         node: options.node_name.clone(),
         iothreads,

@@ -14,6 +14,7 @@ mod qcow2;
 mod query;
 pub mod suggest;
 mod trace;
+mod trouble;
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -85,8 +86,9 @@ fn run(name: &str, arguments: Vec<OsString>) -> Result<ExitCode> {
     let mut commands: Commands;
     let mut daemon = Daemon::new(Lifetime::Signals)?;
     let objects = Objects::new(settings.choice());
-    let nodes = Nodes::new(daemon.graph().clone(), objects.clone());
-    commands = Commands::new(nodes, objects, Monitors::new(daemon.command_sink()));
+    let monitors = Monitors::new(daemon.command_sink());
+    let nodes = Nodes::new(daemon.graph().clone(), objects.clone(), monitors.clone());
+    commands = Commands::new(nodes, objects, monitors);
     for (directive, words) in directives.into_iter().zip(split(words)) {
         carry_out(directive, &settings, &mut commands, &mut daemon)
             .map_err(|error| Error::Refused(format!("{}: {error}", Plain(&words))))?;
@@ -119,7 +121,7 @@ fn carry_out(
     match directive {
         Directive::Blockdev(options) => commands.nodes.add(&options).map(drop),
         Directive::Object(options) => commands.objects.add(options),
-        Directive::Export(options) => exports::add(daemon, &commands.objects, &options),
+        Directive::Export(options) => exports::add(daemon, commands, &options),
         Directive::File(option, path) => {
             let inside = read_arguments(option, &path)?;
             inside

@@ -16,6 +16,7 @@ use diskfuse_monitor::{
 use diskfuse_ring::{Config, Polling, Ring};
 
 use super::children::Children;
+use super::monitor::Monitors;
 use super::objects::Objects;
 use super::{filters, qcow2, suggest};
 use crate::error::{Error, Result};
@@ -24,6 +25,8 @@ use crate::error::{Error, Result};
 pub struct Nodes {
     pub(super) graph: Graph,
     pub(super) objects: Objects,
+    /// Whose clients hand over descriptors, and are told when an image is corrupt.
+    pub(super) monitors: Monitors,
     /// For formats, which read their metadata before anything is served. Made when it is needed.
     ring: OnceCell<Ring>,
     /// What each node was made of.
@@ -31,11 +34,12 @@ pub struct Nodes {
 }
 
 impl Nodes {
-    /// Puts nodes into `graph`, which may refer to `objects`.
-    pub fn new(graph: Graph, objects: Objects) -> Self {
+    /// Puts nodes into `graph`, which may refer to `objects`, and to what clients of `monitors` have handed over.
+    pub fn new(graph: Graph, objects: Objects, monitors: Monitors) -> Self {
         Self {
             graph,
             objects,
+            monitors,
             ring: OnceCell::new(),
             made: RefCell::default(),
         }
@@ -124,17 +128,25 @@ impl Nodes {
             BlockDriver::File(file) => insert(
                 graph,
                 name,
-                drivers::open_file(&file_config(file, options))?,
+                drivers::open_file(&self.file_config(file, options))?,
             ),
             BlockDriver::HostDevice(file) => insert(
                 graph,
                 name,
-                drivers::open_host_device(&file_config(file, options))?,
+                drivers::open_host_device(&self.file_config(file, options))?,
             ),
             BlockDriver::Raw(raw) => self.add_raw(raw, options),
             BlockDriver::Qcow2(qcow2) => qcow2::add(self, qcow2, options),
             BlockDriver::Throttle(throttle) => filters::add_throttle(self, throttle, options),
             BlockDriver::Blkdebug(blkdebug) => filters::add_blkdebug(self, blkdebug, options),
+        }
+    }
+
+    /// How to open a file that is not open yet: by its name, or with a descriptor that a client has handed over.
+    fn file_config(&self, file: &FileOptions, options: &BlockdevOptions) -> FileConfig {
+        FileConfig {
+            opener: self.monitors.fdsets().opener(&file.filename),
+            ..file_config(file, options)
         }
     }
 
@@ -213,6 +225,7 @@ pub(super) fn file_config(file: &FileOptions, options: &BlockdevOptions) -> File
             (false, OnOffAuto::Auto) => Locking::Auto,
             (false, OnOffAuto::On) => Locking::On,
         },
+        opener: None,
     }
 }
 
@@ -238,7 +251,12 @@ mod tests {
     }
 
     fn add_text(graph: &Graph, argument: &str) -> Result<String> {
-        Nodes::new(graph.clone(), Objects::new(Choice::Auto)).add(&parse(argument))
+        Nodes::new(
+            graph.clone(),
+            Objects::new(Choice::Auto),
+            Monitors::new(drop),
+        )
+        .add(&parse(argument))
     }
 
     #[test]

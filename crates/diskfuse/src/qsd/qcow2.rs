@@ -21,6 +21,7 @@ use diskfuse_qcow2::node::{self, OverlapCheck, Qcow2Config, Qcow2Node};
 
 use super::children::{Child, Children};
 use super::nodes::{self, Nodes};
+use super::trouble;
 use crate::error::{Error, Result};
 
 /// Makes the node, with what is written inside it and what its header names, and returns its name.
@@ -50,7 +51,10 @@ pub(super) fn add(
         data_file,
         backing,
     };
-    let config = config(qcow2, options);
+    let config = Qcow2Config {
+        on_corrupt: Some(trouble::on_corrupt(&nodes.monitors, Some(place.name()))),
+        ..config(qcow2, options)
+    };
     let node = nodes.run(Qcow2Node::open(below, &config))??;
     let name = place.fill(node)?;
     children.keep();
@@ -159,6 +163,10 @@ impl Opening<'_> {
                     false => Locking::Auto,
                 },
                 ..drivers::FileConfig::default()
+            },
+            qcow2: Qcow2Config {
+                on_corrupt: Some(trouble::on_corrupt(&self.nodes.monitors, None)),
+                ..Qcow2Config::default()
             },
             ..OpenOptions::default()
         };

@@ -1,6 +1,6 @@
 //! GETATTR, SETATTR, OPEN: the exported file as stat(2), chmod(2), truncate(2) and open(2) see it.
 
-use diskfuse_block::Resize;
+use diskfuse_block::{Access, Resize};
 
 use super::{Answer, disk_error};
 use crate::abi::{AttrOut, OpenOut, fattr, fopen};
@@ -96,7 +96,7 @@ async fn truncate(queue: &Queue, file: &Local, size: u64) -> Result<(), i32> {
         return Err(libc::EINVAL);
     }
     let resized = super::resize(file, size, Resize::Exactly, false).await;
-    resized.map_err(|e| disk_error(queue, &e))?;
+    resized.map_err(|e| disk_error(queue, Access::Write, &e))?;
     file.file.wrote(0, 0);
     Ok(())
 }

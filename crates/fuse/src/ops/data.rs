@@ -39,7 +39,7 @@ pub(super) async fn read(
     };
     slot.put(buf);
     slot.dirty(bytes);
-    result.map_err(|e| disk_error(queue, &e))?;
+    result.map_err(|e| disk_error(queue, Access::Read, &e))?;
     count_read(queue, len);
     Ok(bytes)
 }
@@ -80,7 +80,7 @@ pub(super) async fn write(
             _ => io::write(node, offset, slot.take_for_data(bytes)).await,
         };
         slot.put(buf);
-        result.map_err(|e| disk_error(queue, &e))?;
+        result.map_err(|e| disk_error(queue, Access::Write, &e))?;
     }
     Ok(wrote(queue, shown, slot, offset, len))
 }
@@ -150,7 +150,7 @@ async fn fit(queue: &Queue, file: &Local, offset: u64, size: u64) -> Result<u64,
     if file.file.growable {
         let grown = end.checked_next_multiple_of(SECTOR).ok_or(libc::EFBIG)?;
         let resized = super::resize(file, grown, Resize::AtLeast, false).await;
-        resized.map_err(|e| disk_error(queue, &e))?;
+        resized.map_err(|e| disk_error(queue, Access::Write, &e))?;
         return Ok(size);
     }
     if offset >= disk {
@@ -166,7 +166,7 @@ pub(super) async fn flush(queue: &Queue, file: &Local, closed: bool) -> Answer {
     let shown = &*file.file;
     if shown.writable {
         let flushed = file.node().flush().await;
-        flushed.map_err(|e| disk_error(queue, &e))?;
+        flushed.map_err(|e| disk_error(queue, Access::Write, &e))?;
     }
     bump(&queue.lane().flushes, 1);
     if let Some(watch) = &shown.watch

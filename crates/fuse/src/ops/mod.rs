@@ -6,7 +6,7 @@ mod data;
 mod names;
 mod space;
 
-use diskfuse_block::{Error, Kind, Resize};
+use diskfuse_block::{Access, Error, Kind, Resize};
 
 use crate::abi::{StatfsOut, init};
 use crate::file::Local;
@@ -15,12 +15,13 @@ use crate::queue::Queue;
 use crate::request::{Operation, Request};
 use crate::shared::bump;
 use crate::slot::SlotBuf;
+use crate::trouble;
 
 /// Bytes of data that the reply carries, or an errno.
 pub(crate) type Answer = Result<usize, i32>;
 
-/// Counts an error of the disk, says it to the log, and makes an errno of it.
-pub(crate) fn disk_error(queue: &Queue, error: &Error) -> i32 {
+/// Counts an error of the disk, says it to the log and to whoever wants to know, and makes an errno of it.
+pub(crate) fn disk_error(queue: &Queue, access: Access, error: &Error) -> i32 {
     let errors = &queue.lane().errors;
     // Full disks and refused operations are the writer's business, and errors that were asked for nobody's; of the others
     // the first few tell the story.
@@ -35,10 +36,24 @@ pub(crate) fn disk_error(queue: &Queue, error: &Error) -> i32 {
         tracing::warn!(export = %queue.shared.options.id, %error, "request failed");
     }
     bump(errors, 1);
+    tell_of(queue, access, error);
     // The kernel takes 1 to 511 (fuse_dev_do_write), and takes ENOSYS for "never ask again".
     match error.errno() {
         errno @ 1..=511 if errno != libc::ENOSYS => errno,
         _ => libc::EIO,
+    }
+}
+
+/// Tells whoever wants to know of requests that fail.
+fn tell_of(queue: &Queue, access: Access, error: &Error) {
+    let shared = &*queue.shared;
+    if let Some(to) = &shared.options.on_error
+        && trouble::is_failure(error)
+        && shared.pace.allows()
+    {
+        // For a tree, the file that stands for it.
+        let node = shared.content.main().map(|file| file.right.node_name());
+        to.tell(&node.unwrap_or_default(), access, error);
     }
 }
 

@@ -1,6 +1,6 @@
 //! FALLOCATE and LSEEK: what is allocated, and where data is.
 
-use diskfuse_block::{Resize, SECTOR, Zeroes};
+use diskfuse_block::{Access, Resize, SECTOR, Zeroes};
 
 use super::{Answer, disk_error};
 use crate::abi::LseekOut;
@@ -51,7 +51,7 @@ pub(super) async fn fallocate(
 async fn grow(queue: &Queue, file: &Local, end: u64, preallocate: bool) -> Result<(), i32> {
     let size = end.checked_next_multiple_of(SECTOR).ok_or(libc::EFBIG)?;
     let grown = super::resize(file, size, Resize::AtLeast, preallocate).await;
-    grown.map_err(|e| disk_error(queue, &e))
+    grown.map_err(|e| disk_error(queue, Access::Write, &e))
 }
 
 /// Zeroes a range, clipped at the end of the disk.
@@ -68,7 +68,7 @@ async fn zero(
         return Ok(());
     }
     let zeroed = node.write_zeroes(offset, len, how).await;
-    zeroed.map_err(|e| disk_error(queue, &e))
+    zeroed.map_err(|e| disk_error(queue, Access::Write, &e))
 }
 
 /// SEEK_DATA and SEEK_HOLE, as lseek(2) has them; the kernel does the others itself.
@@ -94,7 +94,7 @@ pub(super) async fn lseek(
         let status = node
             .block_status(at, disk - at)
             .await
-            .map_err(|e| disk_error(queue, &e))?;
+            .map_err(|e| disk_error(queue, Access::Read, &e))?;
         if status.zero != looks_for_data {
             return Ok(slot.put_struct(&LseekOut { offset: at }));
         }

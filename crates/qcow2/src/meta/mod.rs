@@ -42,6 +42,7 @@ use diskfuse_block::{Error, Hold, Holds, Kind, LANES, Node, RangeQueue, Result};
 use parking_lot::Mutex;
 
 use crate::format::{Backing, BitmapsExtension, Geometry, Mapping};
+use crate::node::OnCorrupt;
 use l1::L1;
 use layout::Layout;
 use limbo::{Freed, Limbo};
@@ -110,6 +111,8 @@ pub struct Meta {
     prepared: AtomicBool,
     closed: AtomicBool,
     broken: Mutex<Option<String>>,
+    /// Who is told of that, and has not been told yet.
+    on_corrupt: Mutex<Option<OnCorrupt>>,
     /// A contradiction that was found when the image was opened: reading goes on, the first write meets it.
     found_at_open: Mutex<Option<String>>,
     bitmaps: Option<BitmapsExtension>,

@@ -113,6 +113,7 @@ impl Meta {
             prepared: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             broken: Mutex::new(None),
+            on_corrupt: Mutex::new(config.on_corrupt.clone()),
             found_at_open: Mutex::new(None),
             bitmaps: header.bitmaps.clone(),
             clean_interval: config.cache_clean_interval,

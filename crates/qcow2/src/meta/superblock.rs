@@ -179,8 +179,17 @@ impl Meta {
                 tracing::error!(%error, "cannot set the corrupt bit");
             }
         }
+        self.tell_corrupt(why);
         let message = format!("'{}' is corrupt: {why}", self.name());
         diskfuse_block::Error::new(diskfuse_block::Kind::Corrupt, message)
+    }
+
+    /// Tells whoever wants to know that the image contradicts itself; the first time only.
+    pub(crate) fn tell_corrupt(&self, why: &str) {
+        let to = self.on_corrupt.lock().take();
+        if let Some(to) = to {
+            to.tell(why, !self.read_only);
+        }
     }
 
     /// Bitmaps that record what is written are not kept up by us: whoever reads them later is told that they are out

@@ -18,6 +18,30 @@ pub struct Children {
     pub backing: Option<Arc<dyn Node>>,
 }
 
+/// Who is told, once, that an open image contradicts itself: why, and whether nothing is written to it any more. Called by
+/// whoever finds it, on any thread; must not block.
+#[derive(Clone)]
+pub struct OnCorrupt(Arc<Tell>);
+
+type Tell = dyn Fn(&str, bool) + Send + Sync;
+
+impl OnCorrupt {
+    /// Calls this.
+    pub fn new(tell: impl Fn(&str, bool) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(tell))
+    }
+
+    pub(crate) fn tell(&self, why: &str, fatal: bool) {
+        (self.0)(why, fatal);
+    }
+}
+
+impl std::fmt::Debug for OnCorrupt {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OnCorrupt")
+    }
+}
+
 /// Options of an open image; the defaults are those of QEMU.
 #[derive(Clone, Debug)]
 pub struct Qcow2Config {
@@ -52,6 +76,8 @@ pub struct Qcow2Config {
     pub pass_discard_other: bool,
     /// The id or name of an internal snapshot to show, read-only, instead of the disk.
     pub snapshot: Option<String>,
+    /// Who is told that the image is corrupt, beside the log.
+    pub on_corrupt: Option<OnCorrupt>,
 }
 
 impl Default for Qcow2Config {
@@ -72,6 +98,7 @@ impl Default for Qcow2Config {
             pass_discard_snapshot: true,
             pass_discard_other: false,
             snapshot: None,
+            on_corrupt: None,
         }
     }
 }

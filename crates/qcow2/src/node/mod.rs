@@ -42,7 +42,7 @@ use crate::format::{Compression, Geometry, Header};
 use crate::meta::Meta;
 use compressed::Cache;
 
-pub use config::{Children, OverlapCheck, Qcow2Config};
+pub use config::{Children, OnCorrupt, OverlapCheck, Qcow2Config};
 pub use status::{LayerStatus, Layered};
 
 /// An open image.
@@ -161,6 +161,10 @@ impl Qcow2Node {
     async fn found(&self, error: Error) -> Error {
         match error.kind() {
             Kind::Corrupt if !self.read_only => self.meta.mark_corrupt(&error.to_string()).await,
+            Kind::Corrupt => {
+                self.meta.tell_corrupt(&error.to_string());
+                error
+            }
             _ => error,
         }
     }

@@ -13,7 +13,7 @@ pub fn add(
     daemon: &mut Daemon,
     what: &diskfuse_monitor::ExportOptions,
 ) -> Result<()> {
-    exports::add(daemon, &host.objects, what)
+    exports::add(daemon, host, what)
 }
 
 /// `block-export-del`: the export is on its way out when this returns; an event tells when it is gone. Unless it is to go

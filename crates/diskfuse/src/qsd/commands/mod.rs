@@ -235,6 +235,9 @@ fn in_qmp(error: &Error) -> QmpError {
         {
             ErrorClass::DeviceNotActive
         }
+        Error::Refused(_) if text.starts_with("Device '") && text.ends_with("not found") => {
+            ErrorClass::DeviceNotFound
+        }
         _ => ErrorClass::GenericError,
     };
     QmpError::new(class, text)

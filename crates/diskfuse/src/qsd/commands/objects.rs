@@ -38,7 +38,8 @@ pub fn list(objects: &Objects, what: &QomList) -> Result<Vec<ObjectPropertyInfo>
         path => {
             let properties = objects.properties(id_of(path));
             let properties = properties.ok_or_else(|| no_device(path))?;
-            let own = properties.iter();
+            // Told already.
+            let own = properties.iter().filter(|own| own.name != "type");
             all.extend(own.map(|own| property(own.name, own.kind.to_owned())));
         }
     }

@@ -193,6 +193,10 @@ impl Reopening<'_> {
             return Err(Error::refused("Cannot change the option 'driver'"));
         };
         self.closed.push(name.to_owned());
+        let config = &Qcow2Config {
+            on_corrupt: image.config().on_corrupt.clone(),
+            ..config.clone()
+        };
         let nothing = async |_: &dyn Node| Ok(());
         let (done, opened) = self
             .nodes

@@ -2,12 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 
+use diskfuse_block::Opener;
 use diskfuse_monitor::QmpError;
 use diskfuse_monitor::commands::{AddFd, AddfdInfo, FdsetFdInfo, FdsetInfo, RemoveFd};
 use parking_lot::Mutex;
 use rustix::fs::OFlags;
+use rustix::io::Errno;
 
 /// What paths of sets begin with.
 const FOLDER: &str = "/dev/fdset/";
@@ -23,30 +26,36 @@ struct Member {
 
 impl FdSets {
     /// A descriptor of its own for whoever opens `/dev/fdset/N` for this access: a duplicate of the first one of the set
-    /// that was opened for it. `None`: no such set, or none that fits.
+    /// that was opened for it. `ENOENT`: no such set; `EACCES`: none that fits.
     ///
     /// It shares its offset and its locks with the one in the set, as every duplicate does.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "for drivers that open /dev/fdset/N")
-    )]
-    pub fn open(&self, set: i64, access: OFlags) -> Option<OwnedFd> {
+    fn open(&self, set: i64, access: OFlags) -> std::io::Result<OwnedFd> {
         let sets = self.0.lock();
         let fits = |member: &&Member| {
             let flags = rustix::fs::fcntl_getfl(&member.fd);
             flags.is_ok_and(|flags| flags & OFlags::RWMODE == access & OFlags::RWMODE)
         };
-        let member = sets.get(&set)?.iter().find(fits)?;
-        rustix::io::fcntl_dupfd_cloexec(&member.fd, 0).ok()
+        let members = sets.get(&set).ok_or(Errno::NOENT)?;
+        let member = members.iter().find(fits).ok_or(Errno::ACCESS)?;
+        Ok(rustix::io::fcntl_dupfd_cloexec(&member.fd, 0)?)
     }
 
     /// The number of the set that a path names, if it names one.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "for drivers that open /dev/fdset/N")
-    )]
-    pub fn number(path: &str) -> Option<i64> {
-        path.strip_prefix(FOLDER)?.parse().ok()
+    fn number(path: &Path) -> Option<i64> {
+        path.to_str()?.strip_prefix(FOLDER)?.parse().ok()
+    }
+
+    /// What opens the file of this name, if the name is that of a set.
+    pub fn opener(&self, path: &Path) -> Option<Opener> {
+        let set = Self::number(path)?;
+        let sets = self.clone();
+        Some(Opener::new(move |writable| {
+            let access = match writable {
+                true => OFlags::RDWR,
+                false => OFlags::RDONLY,
+            };
+            sets.open(set, access)
+        }))
     }
 
     /// `add-fd`
@@ -126,6 +135,7 @@ impl FdSets {
 #[cfg(test)]
 mod tests {
     use std::fs::File;
+    use std::io::ErrorKind;
 
     use super::*;
 
@@ -138,9 +148,14 @@ mod tests {
             opaque: Some("r".to_owned()),
         };
         let added = sets.add(fd, arguments).unwrap();
-        assert!(sets.open(added.fdset_id, OFlags::RDONLY).is_some());
-        assert!(sets.open(added.fdset_id, OFlags::RDWR).is_none());
-        assert!(sets.open(added.fdset_id + 1, OFlags::RDONLY).is_none());
+        let open = |set, access| sets.open(set, access).map_err(|error| error.kind());
+        assert!(open(added.fdset_id, OFlags::RDONLY).is_ok());
+        let (denied, missing) = (ErrorKind::PermissionDenied, ErrorKind::NotFound);
+        assert_eq!(open(added.fdset_id, OFlags::RDWR).unwrap_err(), denied);
+        assert_eq!(
+            open(added.fdset_id + 1, OFlags::RDONLY).unwrap_err(),
+            missing
+        );
         assert_eq!(sets.list()[0].fds[0].opaque.as_deref(), Some("r"));
         let whole = RemoveFd {
             fdset_id: added.fdset_id,
@@ -154,7 +169,7 @@ mod tests {
                 added.fdset_id
             )
         );
-        assert_eq!(FdSets::number("/dev/fdset/12"), Some(12));
-        assert_eq!(FdSets::number("/dev/sda"), None);
+        assert_eq!(FdSets::number(Path::new("/dev/fdset/12")), Some(12));
+        assert_eq!(FdSets::number(Path::new("/dev/sda")), None);
     }
 }

@@ -152,7 +152,6 @@ impl Monitors {
     }
 
     /// The descriptors that clients have put into sets.
-    #[expect(dead_code, reason = "for drivers that open /dev/fdset/N")]
     pub fn fdsets(&self) -> &FdSets {
         &self.inner.fdsets
     }

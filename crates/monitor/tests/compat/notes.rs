@@ -1,0 +1,167 @@
+//! What the lists cannot know: how something differs although both have it. Each is about a place of one of the lists, and
+//! was seen by trying both. Names nothing that the lists tell by themselves.
+
+/// What stands above the tables.
+pub const GENERAL: &str = "\
+# diskfuse qsd beside qemu-storage-daemon
+
+Each option, command and event of `qemu-storage-daemon` 11.1.3, and what `diskfuse qsd` makes of it: **same**, **differs** (how is
+said beside it), or **not built**: options are then refused by name, and commands are answered with `CommandNotFound`.
+Made by `crates/monitor/tests/compat.rs` from what the program itself reads; do not edit it.
+
+In general:
+
+* What a client may ask for is told by `query-commands` and `query-qmp-schema`, which tell of nothing that is not here.
+* The greeting and `query-version` say 10.0.0, with `diskfuse` and its version as the package: clients that decide by the version
+  ask for nothing newer than what is here.
+* Messages have QEMU's wording; a hint may follow in parentheses. The error classes are QEMU's.
+* `--blockdev`, `--object` and `--export` also take `@FILE`, a file with JSON objects; `--log` and `--event-loop` are ours.
+* An export is mounted as `fuse.diskfuse`.
+* Jobs put no nodes into the graph that others can see. Dirty bitmaps are kept in memory.
+* A file named `/dev/fdset/N` is a descriptor that a client has handed over with `add-fd`. It is opened with the access of the node:
+  the set needs one that was opened for reading and writing, or for reading with `read-only=on`.
+* There is no `SHUTDOWN` event: QEMU's storage daemon has none either.
+";
+
+/// What stands below them.
+pub const ONLY_HERE: &str = "\
+* The members and words that the tables name as only here.
+* Options of the command line: `--log`, `--event-loop`, and `@FILE` as an argument.
+";
+
+const FILTER: &str = "accepted; the job has no node of its own, so none of this name appears";
+const MASK: &str = "accepted; a base that is a plain file is always written down as `raw`";
+
+/// Differences, by place.
+pub const NOTES: &[(&str, &str)] = &[
+    ("add-fd", "as in QEMU itself"),
+    ("remove-fd", "as in QEMU itself"),
+    ("query-fdsets", "as in QEMU itself"),
+    (
+        "getfd",
+        "as in QEMU itself; nothing uses such a descriptor yet",
+    ),
+    ("closefd", "as in QEMU itself"),
+    ("query-iothreads", "as in QEMU itself"),
+    (
+        "block_set_io_throttle",
+        "as in QEMU itself, with `group` naming a throttle group",
+    ),
+    (
+        "blockdev-add(file).aio",
+        "`native` is `io_uring`, which is also what is used when nothing is said",
+    ),
+    ("blockdev-add(host_device).aio", "as for `file`"),
+    (
+        "blockdev-add(file).drop-cache",
+        "accepted; there is no migration for it to be about",
+    ),
+    ("blockdev-add(host_device).drop-cache", "as for `file`"),
+    (
+        "blockdev-add(qcow2).l2-cache-entry-size",
+        "checked; the cache has a size of its own for what it loads at once",
+    ),
+    (
+        "blockdev-add(blkdebug).inject-error[].event",
+        "events of the inside of a format (`l2_load`, `cluster_alloc`, …) are read and never happen; \
+         `none`, `read_aio`, `write_aio`, `flush_to_disk` and the like do",
+    ),
+    (
+        "blockdev-add(blkdebug).set-state[].event",
+        "as for `inject-error`",
+    ),
+    (
+        "block-export-add.fixed-iothread",
+        "changes nothing: an export stays on its threads in any case, and every node serves every thread",
+    ),
+    ("block-export-add.threads", "threads of its own"),
+    (
+        "block-export-del.mode",
+        "`safe` refuses while requests are in flight, not while the file is open",
+    ),
+    (
+        "object-add(iothread).aio-max-batch",
+        "kept and told; what is submitted at once is decided by the load",
+    ),
+    (
+        "block-dirty-bitmap-add.persistent",
+        "`true` is refused: bitmaps are kept in memory only",
+    ),
+    (
+        "transaction.actions[](block-dirty-bitmap-add).data.persistent",
+        "`true` is refused",
+    ),
+    ("blockdev-backup.compress", "`true` is refused"),
+    (
+        "transaction.actions[](blockdev-backup).data.compress",
+        "`true` is refused",
+    ),
+    ("blockdev-backup.filter-node-name", FILTER),
+    (
+        "transaction.actions[](blockdev-backup).data.filter-node-name",
+        FILTER,
+    ),
+    ("blockdev-mirror.filter-node-name", FILTER),
+    ("block-commit.filter-node-name", FILTER),
+    ("block-stream.filter-node-name", FILTER),
+    ("block-commit.backing-mask-protocol", MASK),
+    ("block-stream.backing-mask-protocol", MASK),
+    (
+        "blockdev-mirror.buf-size",
+        "accepted; how much is copied at once is decided by the job",
+    ),
+    (
+        "blockdev-mirror.target-is-zero",
+        "accepted; zeroes are written all the same",
+    ),
+    (
+        "blockdev-create.options(file).nocow",
+        "accepted; the file system decides",
+    ),
+    (
+        "blockdev-create.options(file).extent-size-hint",
+        "accepted; the file system decides",
+    ),
+    (
+        "blockdev-create.options(qcow2).file",
+        "the name of a node only, not a node written inside",
+    ),
+    (
+        "blockdev-create.options(qcow2).data-file",
+        "the name of a node only, not a node written inside",
+    ),
+    (
+        "blockdev-create.options(qcow2).backing-fmt",
+        "written down as it is said; QEMU refuses names that it does not know",
+    ),
+    (
+        "block_resize.device",
+        "takes the name of a node; there are no devices",
+    ),
+    (
+        "change-backing-file.device",
+        "not looked at: `image-node-name` says which image is meant",
+    ),
+    (
+        "qom-list.path",
+        "there are `/`, `/objects` and what is in it; nothing else can be seen",
+    ),
+    (
+        "query-blockstats.query-nodes",
+        "without it the list is empty, as there are no devices",
+    ),
+    (
+        "BLOCK_IO_ERROR",
+        "sent for requests of exports that the disk failed, which QEMU's exports do not tell of: `action` is `report`, `qom-path` and \
+         `device` are empty, and at most four come in a second for each export",
+    ),
+    (
+        "BLOCK_IMAGE_CORRUPTED",
+        "once for each image; an image that was opened by the header above it has no `node-name`. `offset` and `size` are left out: \
+         `msg` says where",
+    ),
+    (
+        "BLOCK_WRITE_THRESHOLD",
+        "never sent as long as `block-set-write-threshold` is not built",
+    ),
+];
