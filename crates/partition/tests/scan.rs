@@ -268,17 +268,18 @@ fn hundreds_of_partitions_are_read_and_thousands_bounded() {
     }
 }
 
+/// The tool, its arguments, and what is found: kind, label, UUID.
+type Case<'c> = (
+    &'c str,
+    &'c [&'c str],
+    &'c str,
+    Option<&'c str>,
+    Option<&'c str>,
+);
+
 #[test]
 fn file_systems_say_who_they_are() {
     let uuid = "0b5c5d41-5b1b-4b4e-9d43-9ad3f0b1f9aa";
-    // The tool, its arguments, and what is found: kind, label, UUID.
-    type Case<'c> = (
-        &'c str,
-        &'c [&'c str],
-        &'c str,
-        Option<&'c str>,
-        Option<&'c str>,
-    );
     let cases: [Case<'_>; 6] = [
         (
             "mkfs.ext4",
