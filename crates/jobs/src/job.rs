@@ -84,7 +84,6 @@ struct State {
     in_flight: usize,
     cancelled: bool,
     ending: Option<Ending>,
-    dismissed: bool,
     pace: Pace,
     done: u64,
     total: u64,
@@ -159,7 +158,6 @@ impl Job {
             in_flight: 0,
             cancelled: false,
             ending: None,
-            dismissed: false,
             pace: Pace::new(config.speed),
             done: 0,
             total: 0,
@@ -353,10 +351,10 @@ impl Job {
         Ok(())
     }
 
-    /// `job-dismiss`: it is forgotten.
+    /// `job-dismiss`: it is forgotten when this returns, and its id is free.
     pub fn dismiss(&self) -> Result<()> {
         self.command(Verb::Dismiss, |state| {
-            state.dismissed = true;
+            state.go(Status::Null);
             Ok(())
         })
     }
@@ -483,7 +481,7 @@ impl Job {
     }
 
     pub(crate) async fn dismissed(&self) {
-        let look = || self.state.lock().dismissed.then_some(());
+        let look = || (self.status() == Status::Null).then_some(());
         self.changed.until(look).await;
     }
 

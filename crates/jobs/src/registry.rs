@@ -48,7 +48,7 @@ impl Jobs {
     pub fn list(&self) -> Vec<Arc<Job>> {
         let entries = self.roll.0.lock();
         let jobs = entries.iter().map(|entry| &entry.job);
-        let seen = jobs.filter(|job| job.status() != Status::Undefined);
+        let seen = jobs.filter(|job| !matches!(job.status(), Status::Undefined | Status::Null));
         seen.cloned().collect()
     }
 
@@ -82,7 +82,8 @@ impl Jobs {
     ) -> Result<Admission> {
         check_id(&config.id)?;
         let mut entries = self.roll.0.lock();
-        if entries.iter().any(|entry| entry.job.id() == config.id) {
+        let mut known = entries.iter().filter(|e| e.job.status() != Status::Null);
+        if known.any(|entry| entry.job.id() == config.id) {
             let message = format!("Job ID '{}' already in use", config.id);
             return Err(Error::new(Kind::Exists, message));
         }

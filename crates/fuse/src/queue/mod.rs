@@ -39,8 +39,8 @@ pub(crate) struct Queue {
     /// What this thread has in the kernel's queues of FUSE over io_uring.
     ring: RingSide,
     whereabouts: Whereabouts,
-    /// What this thread knows the export's node by: counted on this thread only.
-    node: RefCell<(u64, Rc<Arc<dyn Node>>)>,
+    /// What this thread knows the export's node by: counted on this thread only. Nothing while the queue rests.
+    node: RefCell<Option<(u64, Rc<Arc<dyn Node>>)>>,
     /// See [`Queue::found_void`].
     void: Cell<bool>,
 }
@@ -72,10 +72,9 @@ impl Drop for Membership {
 pub(crate) async fn run(mut membership: Membership, device: SharedFd) {
     let index = membership.index;
     let shared = Arc::clone(&membership.shared);
-    let (generation, node) = shared.node.get();
     let queue = Rc::new(Queue {
         shared,
-        node: RefCell::new((generation, Rc::new(node))),
+        node: RefCell::new(None),
         device,
         index,
         slots: Slots::default(),
@@ -119,11 +118,20 @@ impl Queue {
     /// one only while nothing is in flight.
     pub(crate) fn node(&self) -> Rc<Arc<dyn Node>> {
         let mut known = self.node.borrow_mut();
-        if known.0 != self.shared.node.generation() {
-            let (generation, node) = self.shared.node.get();
-            *known = (generation, Rc::new(node));
+        if let Some((generation, node)) = &*known
+            && *generation == self.shared.node.generation()
+        {
+            return Rc::clone(node);
         }
-        Rc::clone(&known.1)
+        let (generation, node) = self.shared.node.get();
+        let node = Rc::new(node);
+        *known = Some((generation, Rc::clone(&node)));
+        node
+    }
+
+    /// Lets go of the node until there is a request: an idle queue must not keep open what the export shows no more.
+    fn let_go_of_node(&self) {
+        drop(self.node.take());
     }
 
     /// A read or a write found nothing where it went, or something: the next one is likely to find the same.

@@ -48,6 +48,11 @@ impl Reopening<'_> {
     fn carry_out(&mut self, all: &[BlockdevOptions]) -> Result<()> {
         for options in all {
             let name = self.check(options)?;
+            // Closing flushes; most of it is done before anybody has to wait.
+            let node = self.nodes.graph.bare(&name)?;
+            if !node.read_only() {
+                self.nodes.run(node.flush())??;
+            }
             let drained = self.nodes.run(self.nodes.graph.drain(&name))??;
             self.drained.push(drained);
         }
