@@ -52,7 +52,10 @@ impl<'b> Stage<'b> {
         }
         for id in ["c", "d"] {
             let socket = bed.path(id);
-            let chardev = format!("socket,id={id},path={},server=on,wait=off", socket.display());
+            let chardev = format!(
+                "socket,id={id},path={},server=on,wait=off",
+                socket.display()
+            );
             arguments.extend(["--chardev".to_owned(), chardev]);
             arguments.extend(["--monitor".to_owned(), id.to_owned()]);
         }
@@ -122,7 +125,10 @@ impl<'b> Stage<'b> {
             json!({"job-id": "create", "options": options}),
         );
         self.qmp.job_is("create", "concluded");
-        let job = self.qmp.job("create").expect("a job that waits to be dismissed");
+        let job = self
+            .qmp
+            .job("create")
+            .expect("a job that waits to be dismissed");
         assert!(job.get("error").is_none(), "{job}");
         self.run("job-dismiss", json!({"id": "create"}));
     }

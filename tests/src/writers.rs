@@ -143,7 +143,10 @@ impl Writers {
     pub fn latencies(&self) -> Latencies {
         let mut all = Vec::new();
         for told in &self.told {
-            let mut own = told.latencies.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut own = told
+                .latencies
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             all.append(&mut own);
         }
         all.sort_unstable();
@@ -194,14 +197,7 @@ impl Writers {
     pub fn check_moment(&self, image: &Path, from: &[u64], to: &[u64]) {
         let file = File::open(image).expect("the image");
         for (writer, (&from, &to)) in (0..).zip(from.iter().zip(to)) {
-            let blocks: Vec<Vec<u8>> = (0..BLOCKS)
-                .map(|block| {
-                    let mut there = vec![0; BLOCK];
-                    let read = file.read_exact_at(&mut there, self.layout.place(writer, block));
-                    read.expect("the image is whole");
-                    there
-                })
-                .collect();
+            let blocks = self.blocks(&file, writer);
             let done = blocks.iter().map(|block| stamp(block)).max().unwrap_or(0);
             assert!(
                 (from..=to + 1).contains(&done),
@@ -209,13 +205,8 @@ impl Writers {
                 image.display()
             );
             for (block, there) in (0..).zip(&blocks) {
-                let newest = (done > block).then(|| done - 1 - (done - 1 - block) % BLOCKS);
-                let is_newest = match newest {
-                    Some(write) => *there == content(writer, write),
-                    None => there.iter().all(|&byte| byte == 0),
-                };
                 assert!(
-                    is_newest,
+                    *there == after(writer, block, done),
                     "{}: writer {writer}, block {block}: not as it was after {done} writes (it says {})",
                     image.display(),
                     stamp(there)
@@ -225,9 +216,50 @@ impl Writers {
     }
 }
 
+impl Writers {
+    /// Fails unless each block of `image` is what it was when `synced` were acknowledged, or something newer that was written:
+    /// what a crash may leave.
+    #[track_caller]
+    pub fn check_after_crash(&self, image: &Path, synced: &[u64]) {
+        let file = File::open(image).expect("the image");
+        let done = self.acknowledged();
+        for (writer, (&synced, &done)) in (0..).zip(synced.iter().zip(&done)) {
+            for (block, there) in (0..).zip(self.blocks(&file, writer)) {
+                let mut candidates = (synced..=done + 1).filter(|written| {
+                    *written == synced || written % BLOCKS == (block + 1) % BLOCKS
+                });
+                assert!(
+                    candidates.any(|written| there == after(writer, block, written)),
+                    "{}: writer {writer}, block {block} says {} with {synced} synced and {done} acknowledged",
+                    image.display(),
+                    stamp(&there)
+                );
+            }
+        }
+    }
+
+    fn blocks(&self, file: &File, writer: u64) -> Vec<Vec<u8>> {
+        let read = |block| {
+            let mut there = vec![0; BLOCK];
+            let read = file.read_exact_at(&mut there, self.layout.place(writer, block));
+            read.expect("the image is whole");
+            there
+        };
+        (0..BLOCKS).map(read).collect()
+    }
+}
+
 impl Drop for Writers {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::SeqCst);
+    }
+}
+
+/// What is in a block of a writer after so many writes.
+fn after(writer: u64, block: u64, written: u64) -> Vec<u8> {
+    match written > block {
+        true => content(writer, written - 1 - (written - 1 - block) % BLOCKS),
+        false => vec![0; BLOCK],
     }
 }
 
@@ -267,7 +299,10 @@ fn write(file: &File, layout: Layout, writer: u64, stop: &AtomicBool, told: &Tol
 }
 
 fn note(told: &Told, began: Instant) {
-    let mut latencies = told.latencies.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut latencies = told
+        .latencies
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
     latencies.push(began.elapsed());
 }
 

@@ -6,9 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
-use diskfuse_e2e::{
-    Bed, Stage, Tool, Writers, as_raw, check_background, everywhere, once,
-};
+use diskfuse_e2e::{Bed, Stage, Tool, Writers, as_raw, check_background, everywhere, once};
 use serde_json::{Value, json};
 
 /// A disk with a background, exported and under load; and its image.
@@ -55,7 +53,8 @@ fn a_chain_grows_and_is_committed_again() {
             stage.pause_was_short(&writers, "blockdev-snapshot");
         }
         // In the middle: the image above stands on the base afterwards.
-        let below = json!({"job-id": "j", "device": "three", "top-node": "one", "base-node": "base"});
+        let below =
+            json!({"job-id": "j", "device": "three", "top-node": "one", "base-node": "base"});
         stage.run("block-commit", below);
         stage.job_ends("j");
         stage.pause_was_short(&writers, "block-commit in the middle");
@@ -206,7 +205,10 @@ fn jobs_are_steered() {
         writers.go_on(100);
         let job = stage.qmp.job("j").expect("there it is");
         assert_eq!(job["status"], "paused", "{job}");
-        assert!(job["current-progress"].as_u64().unwrap() < Stage::SIZE, "{job}");
+        assert!(
+            job["current-progress"].as_u64().unwrap() < Stage::SIZE,
+            "{job}"
+        );
         let words = "Job 'j' in state 'paused' cannot accept command verb 'finalize'";
         stage.refused("job-finalize", json!({"id": "j"}), words);
         stage.run("job-resume", json!({"id": "j"}));

@@ -65,11 +65,12 @@ impl Jobs {
         found.ok_or_else(|| Error::new(Kind::NotFound, format!("Block job '{id}' not found")))
     }
 
-    /// The kind of job that works on a node, if one does: such a node can be neither removed nor resized.
+    /// The kind of job that works on a node, if one does that has begun: such a node can be neither removed nor resized.
     pub fn job_on(&self, node: &str) -> Option<JobType> {
         let entries = self.roll.0.lock();
         let on = |entry: &&Entry| entry.nodes.iter().any(|name| name == node);
-        let mut live = entries.iter().filter(|e| !e.job.status().is_over());
+        let works = |status: Status| status != Status::Undefined && !status.is_over();
+        let mut live = entries.iter().filter(|e| works(e.job.status()));
         live.find(on).map(|entry| entry.job.kind())
     }
 

@@ -25,6 +25,9 @@ use ring::RingSide;
 use scale::Scale;
 use slots::{Slot, Slots};
 
+/// A node, and how often it had been changed before.
+type Known = (u64, Rc<Arc<dyn Node>>);
+
 /// See the module. It lives and dies on its thread.
 pub(crate) struct Queue {
     pub(crate) shared: Arc<Shared>,
@@ -40,7 +43,7 @@ pub(crate) struct Queue {
     ring: RingSide,
     whereabouts: Whereabouts,
     /// What this thread knows the export's node by: counted on this thread only. Nothing while the queue rests.
-    node: RefCell<Option<(u64, Rc<Arc<dyn Node>>)>>,
+    node: RefCell<Option<Known>>,
     /// See [`Queue::found_void`].
     void: Cell<bool>,
 }

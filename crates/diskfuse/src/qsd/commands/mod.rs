@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use super::monitor::{Monitors, ReplyHandle, Request};
 use super::nodes::Nodes;
 use super::objects::Objects;
-use super::{live, query};
+use super::query;
 use crate::daemon::{Attendant, Daemon};
 use crate::error::{Error, Result};
 use bitmaps::Bitmaps;
@@ -134,12 +134,10 @@ impl Commands {
                 nodes::snapshot(self, &what.node, &what.overlay).map(nothing)
             }
             Command::BlockdevSnapshotInternalSync(what) => {
-                live::internal::create(&self.nodes, &what.device, &what.name).map(nothing)
+                nodes::snapshot_inside(self, &what.device, &what.name).map(nothing)
             }
             Command::BlockdevSnapshotDeleteInternalSync(what) => {
-                let (id, name) = (what.id.as_deref(), what.name.as_deref());
-                let gone = live::internal::delete(&self.nodes, &what.device, id, name)?;
-                Ok(query::snapshot_info(gone.into()).to_value())
+                nodes::delete_snapshot_inside(self, what)
             }
             _ => self.of_bitmaps(command),
         }

@@ -8,16 +8,18 @@ use diskfuse_image::{Preallocation, create};
 use diskfuse_jobs::{JobConfig, JobType, run as run_job};
 use diskfuse_monitor::BlockdevOptions;
 use diskfuse_monitor::commands::{
-    BlockResize, BlockdevCreate, BlockdevDel, BlockdevReopen, ChangeBackingFile, CompressionType,
-    CreateFile, CreateOptions, CreateQcow2, PreallocMode, Qcow2Version,
+    BlockResize, BlockdevCreate, BlockdevDel, BlockdevReopen, BlockdevSnapshotDeleteInternal,
+    ChangeBackingFile, CompressionType, CreateFile, CreateOptions, CreateQcow2, Kind, PreallocMode,
+    Qcow2Version,
 };
 use diskfuse_qcow2::create::CreateOptions as Qcow2Create;
 use diskfuse_qcow2::format::{Backing, Compression};
+use serde_json::Value;
 
 use super::Commands;
 use crate::daemon::Daemon;
 use crate::error::{Error, Result};
-use crate::qsd::live;
+use crate::qsd::{live, query};
 
 /// `blockdev-add`.
 pub fn add(host: &Commands, options: &BlockdevOptions) -> Result<()> {
@@ -59,8 +61,25 @@ pub fn snapshot(host: &Commands, node: &str, overlay: &str) -> Result<()> {
     live::snapshot::snapshot(&host.nodes, node, overlay)
 }
 
+/// `blockdev-snapshot-internal-sync`.
+pub(super) fn snapshot_inside(host: &Commands, device: &str, name: &str) -> Result<()> {
+    check_free(host, device)?;
+    live::internal::create(&host.nodes, device, name)
+}
+
+/// `blockdev-snapshot-delete-internal-sync`.
+pub(super) fn delete_snapshot_inside(
+    host: &Commands,
+    what: &BlockdevSnapshotDeleteInternal,
+) -> Result<Value> {
+    check_free(host, &what.device)?;
+    let (id, name) = (what.id.as_deref(), what.name.as_deref());
+    let gone = live::internal::delete(&host.nodes, &what.device, id, name)?;
+    Ok(query::snapshot_info(gone.into()).to_value())
+}
+
 /// Refuses if a job works on the node.
-fn check_free(host: &Commands, name: &str) -> Result<()> {
+pub(super) fn check_free(host: &Commands, name: &str) -> Result<()> {
     match host.jobs.job_on(name) {
         None => Ok(()),
         Some(job) => Err(Error::Refused(format!(

@@ -11,7 +11,7 @@ use diskfuse_monitor::commands::{
 };
 
 use super::bitmaps::Removed;
-use super::{Commands, jobs};
+use super::{Commands, jobs, nodes};
 use crate::error::{Error, Result};
 use crate::qsd::live;
 
@@ -117,6 +117,11 @@ fn act(
 }
 
 fn one(host: &mut Commands, action: &Action) -> Result<Option<Undo>> {
+    match action {
+        Action::Snapshot(what) => nodes::check_free(host, &what.node)?,
+        Action::InternalSnapshot(what) => nodes::check_free(host, &what.device)?,
+        _ => {}
+    }
     let Commands { nodes, bitmaps, .. } = host;
     Ok(Some(match action {
         Action::Abort(_) => {
