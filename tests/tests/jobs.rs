@@ -181,6 +181,67 @@ fn a_backup_is_the_disk_of_one_moment_and_the_next_one_holds_what_changed() {
     });
 }
 
+/// The backups of two disks in one transaction, the second onto `target`.
+fn backups_together(target: &str) -> Value {
+    let backup = |id: &str, device: &str, target: &str| {
+        let data = json!({"job-id": id, "device": device, "target": target, "sync": "full"});
+        json!({"type": "blockdev-backup", "data": data})
+    };
+    json!({
+        "actions": [backup("j", "disk", "copy"), backup("k", "more", target)],
+        "properties": {"completion-mode": "grouped"},
+    })
+}
+
+#[test]
+fn jobs_of_a_group_succeed_or_fail_together() {
+    everywhere(|bed| {
+        let mut stage = Stage::start(bed);
+        let disk = stage.add_qcow2("disk");
+        let writers = under_load(&mut stage, "disk");
+        stage.add_raw("more");
+        let other = under_load(&mut stage, "more");
+        let copies = [stage.add_qcow2("copy"), stage.add_qcow2("copy2")];
+        let broken = json!({
+            "driver": "blkdebug", "node-name": "broken",
+            "image": {"driver": "null-co", "size": Stage::SIZE},
+            "inject-error": [{"event": "none", "iotype": "write", "errno": 5}],
+        });
+        stage.run("blockdev-add", broken);
+        stage.run("transaction", backups_together("broken"));
+        let failed = |data: &Value| data["device"] == "k" && data.get("error").is_some();
+        let event = stage.qmp.event_of("BLOCK_JOB_COMPLETED", failed);
+        assert_eq!(event["data"]["error"], "Input/output error", "{event}");
+        for id in ["j", "k"] {
+            stage.job_is_gone(id);
+        }
+        let cancelled = stage.qmp.event("BLOCK_JOB_CANCELLED");
+        assert_eq!(cancelled["data"]["device"], "j");
+        stage.pause_was_short(&writers, "transaction, grouped and failed");
+
+        let from = (writers.acknowledged(), other.acknowledged());
+        stage.run("transaction", backups_together("copy2"));
+        let to = (writers.acknowledged(), other.acknowledged());
+        for _ in 0..2 {
+            let event = stage.qmp.event("BLOCK_JOB_COMPLETED");
+            assert!(event["data"].get("error").is_none(), "{event}");
+        }
+        for id in ["j", "k"] {
+            stage.job_is_gone(id);
+        }
+        stage.pause_was_short(&writers, "transaction, grouped");
+        for copy in ["copy", "copy2"] {
+            stage.run("blockdev-del", json!({"node-name": copy}));
+        }
+        writers.check_moment(&as_raw(bed, &copies[0], "qcow2"), &from.0, &to.0);
+        other.check_moment(&as_raw(bed, &copies[1], "qcow2"), &from.1, &to.1);
+        let raw = bed.path("more");
+        let ends = other.finish(&raw);
+        assert!(ends.iter().all(|end| end == "told to"), "{ends:?}");
+        stage.finish(writers, "disk", &disk, "qcow2");
+    });
+}
+
 #[test]
 fn jobs_are_steered() {
     once(|bed: &Bed| {

@@ -107,6 +107,32 @@ fn a_disk_grows_and_shrinks() {
 }
 
 #[test]
+fn a_snapshot_may_be_larger_than_what_is_below() {
+    everywhere(|bed| {
+        let mut stage = Stage::start(bed);
+        stage.add_qcow2("disk");
+        let mountpoint = stage.export("disk");
+        stage.fill(&mountpoint);
+        let writers = stage.load(&mountpoint);
+        let top = stage.add_qcow2_of("top", 2 * Stage::SIZE);
+        stage.run(
+            "blockdev-snapshot",
+            json!({"node": "disk", "overlay": "top"}),
+        );
+        assert_eq!(len(&mountpoint), 2 * Stage::SIZE);
+        stage.pause_was_short(&writers, "blockdev-snapshot, larger");
+        let mut there = vec![1; 4096];
+        let file = File::open(&mountpoint).unwrap();
+        file.read_exact_at(&mut there, Stage::SIZE).unwrap();
+        assert_eq!(there, vec![0; 4096]);
+        drop(file);
+        stage.run("block-stream", json!({"job-id": "j", "device": "top"}));
+        stage.job_ends("j");
+        stage.finish(writers, "disk", &top, "qcow2");
+    });
+}
+
+#[test]
 fn nodes_are_opened_anew_or_stay_as_they_are() {
     everywhere(|bed| {
         let mut stage = Stage::start(bed);

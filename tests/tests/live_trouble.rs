@@ -69,6 +69,64 @@ fn what_a_job_works_on_is_left_to_it() {
     });
 }
 
+#[test]
+fn images_in_use_are_neither_overwritten_nor_committed_to() {
+    once(|bed| {
+        let mut stage = Stage::start(bed);
+        let disk = stage.add_qcow2("disk");
+        let mountpoint = stage.export("disk");
+        stage.fill(&mountpoint);
+        let writers = stage.load(&mountpoint);
+        let create = |options: Value| json!({"job-id": "c", "options": options});
+        let image = create(json!({"driver": "qcow2", "file": "disk-file", "size": 1 << 20}));
+        stage.refused("blockdev-create", image, "disk-file");
+        let file = create(json!({"driver": "file", "filename": disk, "size": 0}));
+        stage.run("blockdev-create", file);
+        stage.qmp.job_is("c", "concluded");
+        let job = stage.qmp.job("c").unwrap();
+        let why = job["error"].as_str().unwrap_or_default();
+        assert!(why.contains("Is another process using the image"), "{job}");
+        stage.run("job-dismiss", json!({"id": "c"}));
+        stage.pause_was_short(&writers, "blockdev-create of what is in use");
+
+        // Two chains, perhaps of two processes, on one image.
+        add_overlay(&mut stage, "top", &disk);
+        stage.run(
+            "blockdev-snapshot",
+            json!({"node": "disk", "overlay": "top"}),
+        );
+        stage.run("blockdev-reopen", json!({"options": [
+            {"driver": "file", "node-name": "disk-file", "filename": disk, "read-only": true},
+            {"driver": "qcow2", "node-name": "disk", "file": "disk-file", "backing": null, "read-only": true},
+        ]}));
+        let other = json!({
+            "driver": "qcow2", "node-name": "other", "read-only": true,
+            "file": {"driver": "file", "filename": disk, "read-only": true},
+        });
+        stage.run("blockdev-add", other);
+        let mut reader = stage.export_options("other", "other", &["t0"]);
+        reader["writable"] = json!(false);
+        let second = bed.mountpoint("other.m");
+        stage.run("block-export-add", reader);
+        let words = "lock";
+        stage.refused(
+            "block-commit",
+            json!({"job-id": "j", "device": "top"}),
+            words,
+        );
+        stage.pause_was_short(&writers, "block-commit, refused");
+        check_background(&second);
+        check_background(&mountpoint);
+        stage.run("block-export-del", json!({"id": "other", "mode": "hard"}));
+        stage.qmp.event("BLOCK_EXPORT_DELETED");
+        stage.run("blockdev-del", json!({"node-name": "other"}));
+        stage.run("block-commit", json!({"job-id": "j", "device": "top"}));
+        stage.complete("j");
+        stage.pause_was_short(&writers, "block-commit to what was read-only");
+        stage.finish(writers, "disk", &disk, "qcow2");
+    });
+}
+
 /// Both give a command at the same time; how many of them were carried out, and what the other was told.
 fn race(
     stage: &mut Stage<'_>,

@@ -107,7 +107,7 @@ impl Commands {
             Command::BlockExportAdd(what) => exports::add(self, daemon, what).map(nothing),
             Command::BlockExportDel(what) => exports::delete(daemon, what).map(nothing),
             Command::QueryBlockExports => Ok(list(exports::query(daemon))),
-            Command::Transaction(what) => transaction::run(self, what).map(nothing),
+            Command::Transaction(what) => transaction::run(self, daemon, what).map(nothing),
             _ => self.of_nodes(daemon, command),
         }
     }
@@ -116,7 +116,7 @@ impl Commands {
         match command {
             Command::BlockdevAdd(what) => nodes::add(self, what).map(nothing),
             Command::BlockdevDel(what) => nodes::delete(self, what).map(nothing),
-            Command::BlockdevReopen(what) => nodes::reopen(self, what).map(nothing),
+            Command::BlockdevReopen(what) => nodes::reopen(self, daemon, what).map(nothing),
             Command::BlockdevCreate(what) => nodes::create(self, what).map(nothing),
             Command::BlockResize(what) => nodes::resize(self, daemon, what).map(nothing),
             Command::ChangeBackingFile(what) => nodes::change_backing_file(self, what).map(nothing),
@@ -131,7 +131,7 @@ impl Commands {
                 _ => Ok(json!([])),
             },
             Command::BlockdevSnapshot(what) => {
-                nodes::snapshot(self, &what.node, &what.overlay).map(nothing)
+                nodes::snapshot(self, daemon, &what.node, &what.overlay).map(nothing)
             }
             Command::BlockdevSnapshotInternalSync(what) => {
                 nodes::snapshot_inside(self, &what.device, &what.name).map(nothing)
