@@ -25,8 +25,9 @@ const STILL: u64 = 96 << 10;
 const STILL_LEN: usize = 20 << 10;
 /// How many such places there are.
 const PLACES: u64 = Stage::SIZE / STEP;
-/// No request may be kept waiting longer by whatever is changed; what it takes is far less.
-const PAUSE: Duration = Duration::from_secs(1);
+/// No request may be kept waiting longer by whatever is changed. It takes some milliseconds, and whatever the disk takes for a
+/// flush, which can be seconds if others keep it busy.
+const PAUSE: Duration = Duration::from_secs(5);
 
 /// See the head of this file.
 pub struct Stage<'b> {

@@ -200,7 +200,8 @@ fn jobs_of_a_group_succeed_or_fail_together() {
         let disk = stage.add_qcow2("disk");
         let writers = under_load(&mut stage, "disk");
         stage.add_raw("more");
-        let other = under_load(&mut stage, "more");
+        let more = stage.export("more");
+        stage.fill(&more);
         let copies = [stage.add_qcow2("copy"), stage.add_qcow2("copy2")];
         let broken = json!({
             "driver": "blkdebug", "node-name": "broken",
@@ -211,7 +212,8 @@ fn jobs_of_a_group_succeed_or_fail_together() {
         stage.run("transaction", backups_together("broken"));
         let failed = |data: &Value| data["device"] == "k" && data.get("error").is_some();
         let event = stage.qmp.event_of("BLOCK_JOB_COMPLETED", failed);
-        assert_eq!(event["data"]["error"], "Input/output error", "{event}");
+        let why = event["data"]["error"].as_str().unwrap();
+        assert!(why.ends_with("Input/output error"), "{event}");
         for id in ["j", "k"] {
             stage.job_is_gone(id);
         }
@@ -219,6 +221,7 @@ fn jobs_of_a_group_succeed_or_fail_together() {
         assert_eq!(cancelled["data"]["device"], "j");
         stage.pause_was_short(&writers, "transaction, grouped and failed");
 
+        let other = stage.load(&more);
         let from = (writers.acknowledged(), other.acknowledged());
         stage.run("transaction", backups_together("copy2"));
         let to = (writers.acknowledged(), other.acknowledged());
