@@ -370,8 +370,8 @@ fn holdings(pid: u32) -> Vec<String> {
     };
     let open = folder("fd").filter_map(|entry| std::fs::read_link(entry.path()).ok());
     let threads = folder("task").filter_map(|entry| std::fs::read(entry.path().join("comm")).ok());
-    // Threads that come and go with the load: the kernel's own for io_uring, those for epoll, and those that take exports away.
-    let passing = ["iou-", "diskfuse-worker", "stop"].map(str::as_bytes);
+    // But for threads that come and go with the load, and those that take exports away.
+    let passing = ["iou-", "diskfuse-worker", "diskfuse-awake", "stop"].map(str::as_bytes);
     let threads = threads.filter(|name| !passing.iter().any(|start| name.starts_with(start)));
     let names = threads.map(|name| String::from_utf8_lossy(&name).trim_end().to_owned());
     let mut all: Vec<String> = open
