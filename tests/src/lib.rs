@@ -19,6 +19,7 @@ mod qmp;
 mod raw_io;
 mod stage;
 mod tool;
+mod user;
 mod writers;
 
 pub use bed::{Bed, EventLoop, Ground, Transport, enable_uring, everywhere, on_each, once};
@@ -31,6 +32,7 @@ pub use qmp::Qmp;
 pub use raw_io::{Aligned, pattern};
 pub use stage::{Stage, as_raw, check_background, check_image};
 pub use tool::{Output, Running, Tool};
+pub use user::{User, elsewhere};
 pub use writers::{Latencies, Writers};
 
 use std::time::{Duration, Instant};

@@ -29,11 +29,17 @@ const PACKAGES: &[(&str, &str)] = &[
     ("strace", "strace"),
     ("mkfs.ext4", "e2fsprogs"),
     ("fsck.ext4", "e2fsprogs"),
+    ("mkfs.vfat", "dosfstools"),
+    ("sfdisk", "fdisk"),
     ("losetup", "mount"),
     ("mount", "mount"),
     ("umount", "mount"),
     ("setpriv", "util-linux"),
     ("prlimit", "util-linux"),
+    ("unshare", "util-linux"),
+    ("fusermount3", "fuse3"),
+    ("useradd", "passwd"),
+    ("userdel", "passwd"),
     ("taskset", "util-linux"),
 ];
 

@@ -118,27 +118,6 @@ fn an_image_that_may_not_be_read_or_written_is_refused() {
 }
 
 #[test]
-fn who_may_not_mount_is_told_what_to_do() {
-    everywhere(|bed| {
-        bed.image("i", SIZE);
-        std::fs::create_dir(bed.path("theirs")).unwrap();
-        std::fs::set_permissions(bed.path("theirs"), std::fs::Permissions::from_mode(0o777))
-            .unwrap();
-        std::fs::set_permissions(bed.path("i"), std::fs::Permissions::from_mode(0o644)).unwrap();
-        let output = as_nobody(bed, &["mount", "{}/i", "{}/theirs/m"]);
-        // Which of the two it is depends on who may open /dev/fuse here.
-        output.refused(1, &["root"]);
-        let device = output
-            .stderr
-            .contains("Could not open '/dev/fuse': Permission denied");
-        let mounting = output.stderr.contains("Failed to mount FUSE");
-        assert!(device || mounting, "{output}");
-        assert!(!bed.path("theirs/m").exists());
-        bed.nothing_mounted();
-    });
-}
-
-#[test]
 fn a_writable_export_of_what_cannot_be_written_is_refused() {
     everywhere(|bed| {
         let small = SmallFs::new(bed, "small", 8 << 20);

@@ -189,7 +189,8 @@ pub trait Node: Any + Send + Sync {
     fn block_status(&self, offset: u64, len: u64) -> LocalFuture<'_, Result<BlockStatus>>;
 
     /// The node is not going to be used any more, and nothing is in flight: everything written is on stable storage when
-    /// it resolves, and what is kept for speed while the node is in use is put in order. Whoever owns the node calls it
+    /// it resolves, and what is kept for speed while the node is in use is put in order. What it stands on is not closed, as
+    /// others may use that. Whoever owns the node calls it
     /// before it drops it, those above first; it may be called again, but the node need not serve anything afterwards. A
     /// node that is dropped without it, as in a crash, has lost nothing that was flushed.
     fn close(&self) -> LocalFuture<'_, Result<()>> {

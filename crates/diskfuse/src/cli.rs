@@ -6,11 +6,11 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 pub use images::{
-    CheckArgs, CommitArgs, ConvertArgs, CreateArgs, InfoArgs, MapArgs, RebaseArgs, Repair,
-    ResizeArgs, SnapshotArgs, SnapshotCommand,
+    CheckArgs, CommitArgs, ConvertArgs, CreateArgs, DiscardArgs, InfoArgs, MapArgs, RebaseArgs,
+    Repair, ResizeArgs, SnapshotArgs, SnapshotCommand,
 };
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use diskfuse_image::{Format, options};
 
 const EXAMPLES: &str = "\
@@ -29,6 +29,8 @@ const MOUNT_EXAMPLES: &str = "\
 Examples:
   diskfuse mount disk.img                    read-only, as disk.img.raw beside it
   diskfuse mount -w disk.img disk.img        writable, over the image itself: its name shows the disk until `umount`
+  diskfuse mount --dir vm.qcow2 vm           the disk, its partitions, snapshots and layers as files in a directory
+  diskfuse mount --overlay vm.img disk       writable, and all that is written is gone at the end
   diskfuse mount --offset 1M --size 512M disk.img part1
                                              one partition of the disk
   diskfuse mount -w --threads 1 --cache direct /dev/sdb /tmp/sdb
@@ -36,7 +38,9 @@ Examples:
   diskfuse mount -f --log debug disk.img d   stay in the foreground until Ctrl-C and tell what happens
 
 The program returns once the file can be used; a daemon goes on behind it until `diskfuse umount`, or until it gets
-SIGTERM. Then it writes everything back, unmounts, and removes the mountpoint if it made it.";
+SIGTERM. Then it writes everything back, unmounts, and removes the mountpoint if it made it.
+
+Who is not root needs fusermount3 (apt install fuse3) and access to /dev/fuse, or a namespace of his own (unshare -Urm).";
 
 /// Show disk images as plain files.
 #[derive(Debug, Parser)]
@@ -70,6 +74,8 @@ pub enum Command {
     Resize(ResizeArgs),
     /// Merge an overlay into its backing file
     Commit(CommitArgs),
+    /// Empty an overlay: its disk is that of its backing file again
+    Discard(DiscardArgs),
     /// Give an overlay another backing file
     Rebase(RebaseArgs),
     /// Copy an image into a new one of any format
@@ -80,20 +86,40 @@ pub enum Command {
 
 /// `diskfuse mount`
 #[derive(Debug, Args)]
-#[command(after_help = MOUNT_EXAMPLES)]
+#[command(after_help = MOUNT_EXAMPLES, group = ArgGroup::new("may_write").args(["writable", "overlay"]).multiple(true))]
 pub struct MountArgs {
     /// The image: a regular file or a block device
     pub image: PathBuf,
 
-    /// The file to show it as; made if missing, and removed again at the end [default: IMAGE.raw]
+    /// The file to show it as, or with --dir the directory; made if missing, and removed again at the end
+    /// [default: IMAGE.raw, with --dir IMAGE.d]
     pub mountpoint: Option<PathBuf>,
+
+    /// Show a directory: `disk`, its partitions as p1, p2, …, links to them by label, UUID and name, the snapshots inside the
+    /// image, the layers of its chain, and info.json. `sync DIRECTORY` reads the partition table anew
+    #[arg(long, conflicts_with_all = ["growable", "offset", "size", "snapshot", "passthrough"])]
+    pub dir: bool,
+
+    /// Let the disk be written, but not the image: what is written goes to an overlay. Without a FILE that is thrown away at the
+    /// end; a FILE is a qcow2 image that is kept, made if missing, and can be merged with `diskfuse commit` or emptied with
+    /// `diskfuse discard`
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, conflicts_with = "snapshot")]
+    #[expect(
+        clippy::option_option,
+        reason = "an option whose value may be left out"
+    )]
+    pub overlay: Option<Option<PathBuf>>,
+
+    /// Where an overlay that is thrown away lies, also if that is in memory [default: beside the image, or in $TMPDIR]
+    #[arg(long, value_name = "DIRECTORY", requires = "overlay")]
+    pub overlay_dir: Option<PathBuf>,
 
     /// Let the disk be written
     #[arg(short, long)]
     pub writable: bool,
 
     /// Let writes past the end make the disk larger
-    #[arg(long, requires = "writable")]
+    #[arg(long, requires = "may_write")]
     pub growable: bool,
 
     /// Serve it with N threads, one queue each, 1 to 64 [default: one per CPU, 4 at most]
@@ -117,9 +143,26 @@ pub struct MountArgs {
     #[arg(long, value_name = "BYTES", value_parser = parse_size)]
     pub size: Option<u64>,
 
-    /// Let other users open the file
+    /// Let other users open the file, as far as its owner, group and mode let them; whoever is not root needs
+    /// user_allow_other in /etc/fuse.conf for it
     #[arg(long)]
     pub allow_other: bool,
+
+    /// Let root open the file, and nobody else; needs what --allow-other needs
+    #[arg(long, conflicts_with_all = ["allow_other", "uid", "gid"])]
+    pub allow_root: bool,
+
+    /// Show the file as this user's, by number [default: who mounts it]
+    #[arg(long, value_name = "ID", requires = "allow_other")]
+    pub uid: Option<u32>,
+
+    /// Show it as this group's, by number
+    #[arg(long, value_name = "ID", requires = "allow_other")]
+    pub gid: Option<u32>,
+
+    /// Its permission bits in octal [default: 600, and 400 if it is read-only]
+    #[arg(long, value_name = "BITS", value_parser = parse_mode)]
+    pub mode: Option<u32>,
 
     /// Use the host's page cache, or go around it (O_DIRECT)
     #[arg(long, value_name = "HOW", default_value = "page")]
@@ -171,6 +214,10 @@ pub struct MountArgs {
     #[arg(long, value_name = "WHEN", default_value = "off")]
     pub passthrough: Passthrough,
 
+    /// Take it away when nobody has used it for so many seconds
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub idle_timeout: Option<u32>,
+
     /// Stay in the foreground until Ctrl-C, SIGTERM or `diskfuse umount`
     #[arg(short, long)]
     pub foreground: bool,
@@ -195,6 +242,23 @@ pub struct UmountArgs {
     /// Take all files away that show this image
     #[arg(long)]
     pub all: bool,
+
+    /// If somebody uses the file, wait until nobody does [default: say who it is, and leave it as it is]
+    #[arg(long, conflicts_with_all = ["lazy", "force"])]
+    pub wait: bool,
+
+    /// If somebody uses the file, take its name away at once and let him finish; the image is in use until then
+    #[arg(long, conflicts_with = "force")]
+    pub lazy: bool,
+
+    /// If somebody uses the file, do what he has asked for and let all that he asks for afterwards fail; if its daemon does
+    /// not answer, cut the file off from it
+    #[arg(long)]
+    pub force: bool,
+
+    /// Give up after so many seconds; what has begun goes on [default: wait for as long as it takes]
+    #[arg(long, value_name = "SECONDS")]
+    pub timeout: Option<u32>,
 }
 
 /// `diskfuse list`
@@ -305,6 +369,13 @@ fn parse_size(text: &str) -> Result<u64, String> {
     options::parse_size(text).map_err(|error| error.to_string())
 }
 
+fn parse_mode(text: &str) -> Result<u32, String> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o777 && !text.starts_with('+') => Ok(mode),
+        _ => Err("not permission bits in octal; examples: 600, 0640".to_owned()),
+    }
+}
+
 fn parse_payload(text: &str) -> Result<u32, String> {
     let too_much = |_| "less than 4G are possible".to_owned();
     u32::try_from(parse_size(text)?).map_err(too_much)
@@ -333,6 +404,14 @@ mod tests {
         ];
         for (text, bytes) in cases {
             assert_eq!(parse_size(text), Ok(bytes), "{text}");
+        }
+    }
+
+    #[test]
+    fn modes_are_octal_permission_bits() {
+        assert_eq!(parse_mode("0640"), Ok(0o640));
+        for text in ["", "8", "1777", "rw", "-1", "+644", "0o600"] {
+            assert!(parse_mode(text).is_err(), "{text}");
         }
     }
 

@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
 
 use diskfuse_block::Graph;
 use diskfuse_fuse::{End, Export, ExportOptions, Stats};
@@ -17,11 +18,15 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::control;
-use crate::control::protocol::{Answer, ExportStatus, Request, WirePath};
+use crate::control::protocol::{Answer, ExportStatus, Request, Unmount, WirePath};
 use crate::control::server::{Handler, Server};
+use crate::directory::Directory;
 use crate::error::{Error, Result};
+use crate::idle::Idle;
 use crate::mountpoint::MadeFile;
 use crate::qsd::monitor;
+use crate::service::Manager;
+use crate::watchdog::Watchdog;
 
 /// What the main thread waits for.
 enum Event {
@@ -31,6 +36,8 @@ enum Event {
     Ended(Key, End),
     /// A thread that was to stop an export has done so.
     Stopped(Key, std::result::Result<(), diskfuse_fuse::Error>),
+    /// A thread that was to stop an export unless somebody uses the file has left it as it is.
+    Busy(Key),
     /// Somebody asks over the control socket, and waits for the answer.
     Control(Request, Sender<Answer>),
     /// A client of a monitor gives a command.
@@ -81,12 +88,18 @@ pub struct NewExport {
     pub options: ExportOptions,
     /// The node to show; it is in the graph.
     pub node: String,
+    /// Show this instead, of which the node is the most important part.
+    pub directory: Option<Directory>,
+    /// What the image is called; the node's file if not given.
+    pub image: Option<PathBuf>,
     /// Threads that others use as well and that serve it, a queue each. They are kept for as long as it is served.
     pub iothreads: Vec<Arc<IoThread>>,
     /// Threads that serve it and end with it, a queue each.
     pub own_threads: Vec<IoThread>,
     /// Its mountpoint, if that was made for it.
     pub made: Option<MadeFile>,
+    /// It is taken away when nobody has used it for so long.
+    pub idle_timeout: Option<Duration>,
 }
 
 /// An export that runs, or is being stopped. Fields are dropped in this order: what is served, who serves it, where.
@@ -101,6 +114,11 @@ struct Entry {
     image: Option<PathBuf>,
     format: String,
     stopping: bool,
+    /// A thread tries to stop it, unless somebody uses the file.
+    trying: bool,
+    idle: Option<Idle>,
+    /// The threads that serve it.
+    mailboxes: Vec<Mailbox>,
     /// Who waits for its end.
     waiting: Vec<Sender<Answer>>,
 }
@@ -121,6 +139,8 @@ pub struct Daemon {
     closed: bool,
     /// Some export did not end as it should; the first error.
     failed: Option<Error>,
+    manager: Manager,
+    watchdog: Watchdog,
 }
 
 impl Daemon {
@@ -153,6 +173,8 @@ impl Daemon {
             signalled,
             closed: false,
             failed: None,
+            manager: Manager::from_environment(),
+            watchdog: Watchdog::default(),
         })
     }
 
@@ -224,7 +246,7 @@ impl Daemon {
     pub fn start_export(&mut self, new: NewExport) -> Result<PathBuf> {
         // Before something is mounted, perhaps over the image itself.
         let disk = self.graph.get(&new.node)?;
-        let image = disk.filename().map(PathBuf::from);
+        let image = new.image.or_else(|| disk.filename().map(PathBuf::from));
         let image = image.map(|path| path.canonicalize().unwrap_or(path));
         let format = match disk.driver() {
             "file" | "host_device" => "raw",
@@ -240,7 +262,16 @@ impl Daemon {
             // Fails when the main thread is past caring.
             let _ = sender.send(Event::Ended(key, end));
         });
-        let export = Export::start(new.options, &self.graph, &new.node, &mailboxes, on_end)?;
+        let (options, graph) = (new.options, &self.graph);
+        let export = match new.directory {
+            None => Export::start(options, graph, &new.node, &mailboxes, on_end)?,
+            Some(Directory { root, refresh }) => {
+                Export::start_tree(options, graph, root, Some(refresh), &mailboxes, on_end)?
+            }
+        };
+        let idle = new
+            .idle_timeout
+            .map(|limit| Idle::new(limit, Instant::now()));
         let mountpoint = export.mountpoint().to_owned();
         self.exports.insert(
             key,
@@ -252,6 +283,9 @@ impl Daemon {
                 image,
                 format: format.to_owned(),
                 stopping: false,
+                trying: false,
+                idle,
+                mailboxes,
                 waiting: Vec::new(),
             },
         );
@@ -274,13 +308,18 @@ impl Daemon {
     /// Serves until the lifetime is over; then everything is drained, flushed, unmounted and closed. The error is the
     /// first thing that went wrong on the way out.
     pub fn run(&mut self, attendant: &mut dyn Attendant) -> Result<()> {
+        if !self.is_over() {
+            self.manager.ready(&self.summary());
+        }
+        let mut beat = Instant::now();
         while !self.is_over() {
-            match self.events.recv() {
-                Ok(event) => self.handle(event, attendant),
+            match self.next_event(&mut beat) {
+                Some(event) => self.handle(event, attendant),
                 // The daemon holds a sender itself.
-                Err(_) => break,
+                None => break,
             }
         }
+        self.manager.stopping();
         // Whoever still asks learns that there is nobody any more.
         while self.events.try_recv().is_ok() {}
         if !std::mem::replace(&mut self.closed, true)
@@ -289,6 +328,68 @@ impl Daemon {
             self.fail(error);
         }
         self.failed.take().map_or(Ok(()), Err)
+    }
+
+    /// Waits for the next event; does meanwhile what is due from time to time, next at `beat`.
+    fn next_event(&mut self, beat: &mut Instant) -> Option<Event> {
+        loop {
+            let idle = self
+                .exports
+                .values()
+                .filter_map(|entry| entry.idle.as_ref());
+            let ticks = idle.map(Idle::tick).chain(self.manager.tick());
+            let Some(tick) = ticks.min() else {
+                return self.events.recv().ok();
+            };
+            let now = Instant::now();
+            if *beat <= now {
+                *beat = now + tick;
+                self.beat(now);
+            }
+            match self
+                .events
+                .recv_timeout(beat.saturating_duration_since(now))
+            {
+                Ok(event) => return Some(event),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return None,
+            }
+        }
+    }
+
+    fn beat(&mut self, now: Instant) {
+        if self.manager.tick().is_some() {
+            let threads = self.exports.values().flat_map(|entry| &entry.mailboxes);
+            if self.watchdog.beat(threads) {
+                self.manager.alive();
+            }
+        }
+        let over = |entry: &mut Entry| {
+            let stats = entry.export.stats();
+            let requests = stats.reads + stats.writes + stats.flushes;
+            let idle = entry.idle.as_mut();
+            idle.is_some_and(|idle| idle.is_over(requests, now)) && stats.in_flight == 0
+        };
+        let all = self.exports.iter_mut();
+        let over: Vec<Key> = all
+            .filter_map(|(&key, entry)| over(entry).then_some(key))
+            .collect();
+        for key in over {
+            self.stop_unless_busy(key);
+        }
+    }
+
+    /// What is shown, in a line for people.
+    fn summary(&self) -> String {
+        let mut exports = self.exports.values();
+        match (exports.next(), exports.next()) {
+            (Some(only), None) => {
+                let image = only.image.as_deref().unwrap_or("a disk".as_ref());
+                let mountpoint = only.export.mountpoint();
+                format!("Showing {} as {}", image.display(), mountpoint.display())
+            }
+            _ => format!("Showing {} files", self.exports.len()),
+        }
     }
 
     /// Notes what went wrong; the first of it ends up as the command's error.
@@ -308,10 +409,12 @@ impl Daemon {
             Event::Signal(signal) => {
                 if !self.ending {
                     tracing::info!(signal, "ending");
+                    self.manager.stopping();
                 }
                 self.end(attendant);
             }
             Event::Ended(key, end) => self.ended(key, end),
+            Event::Busy(key) => self.busy(key),
             Event::Stopped(key, outcome) => {
                 if let Some(id) = self.remove(key, outcome) {
                     attendant.export_gone(&id);
@@ -322,8 +425,8 @@ impl Daemon {
                 let exports = self.exports.values().map(Entry::status).collect();
                 let _ = reply.send(Answer::Exports { exports });
             }
-            Event::Control(Request::Unmount { mountpoint }, reply) => {
-                self.unmount(&mountpoint, reply);
+            Event::Control(Request::Unmount { mountpoint, how }, reply) => {
+                self.unmount(&mountpoint, how, reply);
             }
         }
     }
@@ -340,21 +443,68 @@ impl Daemon {
         let Some(entry) = self.exports.get_mut(&key) else {
             return;
         };
-        if std::mem::replace(&mut entry.stopping, true) {
-            return;
+        // Only one thread at a time stops it, so that the error of its last flush comes to whoever waits. If the one that
+        // tries leaves it as it is, it is stopped then.
+        if !std::mem::replace(&mut entry.stopping, true) && !entry.trying {
+            self.stop_now(key);
         }
+    }
+
+    fn stop_now(&mut self, key: Key) {
+        self.in_a_thread(key, |export| Some(export.stop()));
+    }
+
+    /// Begins to stop an export, which stays as it is if somebody uses the file.
+    fn stop_unless_busy(&mut self, key: Key) {
+        let Some(entry) = self.exports.get_mut(&key) else {
+            return;
+        };
+        if !entry.stopping && !std::mem::replace(&mut entry.trying, true) {
+            self.in_a_thread(key, |export| match export.stop_unless_busy() {
+                Err(diskfuse_fuse::Error::Busy { .. }) => None,
+                outcome => Some(outcome),
+            });
+        }
+    }
+
+    /// Has `work` stop an export; `None` is that it has not.
+    fn in_a_thread(
+        &mut self,
+        key: Key,
+        work: fn(&Export) -> Option<std::result::Result<(), diskfuse_fuse::Error>>,
+    ) {
+        let Some(entry) = self.exports.get(&key) else {
+            return;
+        };
         let export = Arc::clone(&entry.export);
         let sender = self.sender.clone();
-        let work = move || {
-            let outcome = export.stop();
-            drop(export);
-            let _ = sender.send(Event::Stopped(key, outcome));
+        let outcome = move |export: Arc<Export>| match work(&export) {
+            Some(outcome) => Event::Stopped(key, outcome),
+            None => Event::Busy(key),
         };
-        if let Err(error) = spawn("stop", work) {
+        let in_thread = move || {
+            let event = outcome(export);
+            let _ = sender.send(event);
+        };
+        if let Err(error) = spawn("stop", in_thread) {
             tracing::debug!(%error, "no thread to stop an export with; doing it here");
-            let outcome = entry.export.stop();
             // The daemon holds the other end itself.
-            let _ = self.sender.send(Event::Stopped(key, outcome));
+            let _ = self.sender.send(outcome(Arc::clone(&entry.export)));
+        }
+    }
+
+    /// An export was not stopped, because somebody uses the file.
+    fn busy(&mut self, key: Key) {
+        let Some(entry) = self.exports.get_mut(&key) else {
+            return;
+        };
+        entry.trying = false;
+        if entry.stopping {
+            self.stop_now(key);
+            return;
+        }
+        for reply in std::mem::take(&mut entry.waiting) {
+            let _ = reply.send(Answer::Busy);
         }
     }
 
@@ -363,7 +513,7 @@ impl Daemon {
         let Some(entry) = self.exports.get(&key) else {
             return;
         };
-        if entry.stopping {
+        if entry.stopping || entry.trying {
             return;
         }
         let (id, path) = (entry.export.id(), entry.export.mountpoint().display());
@@ -390,6 +540,9 @@ impl Daemon {
         let id = entry.export.id().to_owned();
         let waiting = std::mem::take(&mut entry.waiting);
         drop(entry);
+        if !self.is_over() {
+            self.manager.status(&self.summary());
+        }
         let answer = match outcome {
             Ok(()) => Answer::Unmounted {
                 ends: self.is_over(),
@@ -407,21 +560,27 @@ impl Daemon {
         Some(id)
     }
 
-    fn unmount(&mut self, mountpoint: &WirePath, reply: Sender<Answer>) {
+    fn unmount(&mut self, mountpoint: &WirePath, how: Unmount, reply: Sender<Answer>) {
         let mut all = self.exports.iter_mut();
         let found = all.find(|(_, entry)| entry.export.mountpoint() == mountpoint.0);
-        match found {
-            Some((&key, entry)) => {
+        let Some((&key, entry)) = found else {
+            let message = format!(
+                "nothing is exported on '{}' any more",
+                mountpoint.0.display()
+            );
+            let _ = reply.send(Answer::Failed { message });
+            return;
+        };
+        match how {
+            Unmount::UnlessBusy => {
+                entry.waiting.push(reply);
+                self.stop_unless_busy(key);
+            }
+            Unmount::Forcibly => {
                 entry.waiting.push(reply);
                 self.stop(key);
             }
-            None => {
-                let message = format!(
-                    "nothing is exported on '{}' any more",
-                    mountpoint.0.display()
-                );
-                let _ = reply.send(Answer::Failed { message });
-            }
+            Unmount::Lazily => detach(Arc::clone(&entry.export), reply),
         }
     }
 }
@@ -461,12 +620,29 @@ impl Entry {
     }
 }
 
+/// Takes the name of an export's file away, and answers.
+fn detach(export: Arc<Export>, reply: Sender<Answer>) {
+    let work = move || {
+        let answer = match export.detach() {
+            Ok(()) => Answer::Unmounted { ends: false },
+            Err(error) => Answer::Failed {
+                message: error.to_string(),
+            },
+        };
+        let _ = reply.send(answer);
+    };
+    if let Err(error) = spawn("detach", work) {
+        // Whoever waits hears that there is no answer.
+        tracing::warn!(%error, "no thread to take a mount away with");
+    }
+}
+
 /// Closes every node that can be written, those above first: an image may have metadata to put in order. Nobody uses
 /// them any more. All are closed whatever happens; the error is the first one.
 fn close_nodes(graph: &Graph) -> Result<()> {
     let mut nodes = Vec::new();
     for name in names_from_above(graph) {
-        let node = graph.get(&name)?;
+        let node = graph.bare(&name)?;
         if !node.read_only() {
             nodes.push((name, node));
         }

@@ -1,18 +1,25 @@
 //! The program `diskfuse`: reads the command line and hands over. It must never hold logic that a library should have.
 
 mod background;
+mod busy;
 mod cli;
 mod control;
 mod daemon;
+mod directory;
 mod error;
+mod fstab;
+mod idle;
 mod images;
 mod list;
 mod logging;
 mod mount;
 mod mountpoint;
 mod output;
+mod overlay;
 mod qsd;
+mod service;
 mod umount;
+mod watchdog;
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
@@ -26,8 +33,13 @@ use error::Error;
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os();
     let called = arguments.next().unwrap_or_default();
-    if base_name(&called) == "qemu-storage-daemon" {
+    let name = base_name(&called);
+    if name == "qemu-storage-daemon" {
         return qsd::main("qemu-storage-daemon", arguments.collect());
+    }
+    let arguments: Vec<OsString> = arguments.collect();
+    if fstab::is_meant(name, &arguments) {
+        return fstab::main(arguments);
     }
     match Cli::parse().command {
         Command::Mount(arguments) => report(mount::run(&arguments)),
@@ -40,6 +52,7 @@ fn main() -> ExitCode {
         Command::Map(arguments) => report(images::map::run(&arguments)),
         Command::Resize(arguments) => report(images::resize::run(&arguments)),
         Command::Commit(arguments) => report(images::commit::run(&arguments)),
+        Command::Discard(arguments) => report(overlay::discard(&arguments)),
         Command::Rebase(arguments) => report(images::rebase::run(&arguments)),
         Command::Convert(arguments) => report(images::convert::run(&arguments)),
         Command::Qsd(arguments) => qsd::main("diskfuse qsd", arguments.arguments),

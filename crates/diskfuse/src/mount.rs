@@ -6,24 +6,27 @@ use std::fs::File;
 use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use diskfuse_block::Graph;
 use diskfuse_block::drivers::{self, FileConfig, RawConfig};
 use diskfuse_fuse::{
-    AllowOther, DEFAULT_MAX_BACKGROUND, ExportOptions, Passthrough, Placement, Transport,
-    TransportOptions,
+    AllowOther, DEFAULT_MAX_BACKGROUND, ExportOptions, Ownership, Passthrough, Placement,
+    Transport, TransportOptions,
 };
-use diskfuse_image::OpenOptions;
+use diskfuse_image::{Format, OpenOptions, Opened};
 use diskfuse_qcow2::node::Qcow2Config;
 use diskfuse_ring::{Choice, Config, Polling, Ring};
 
 use crate::background::{self, Role};
 use crate::cli::{self, MountArgs};
 use crate::daemon::{Daemon, Lifetime, NewExport, Nobody, own_threads};
+use crate::directory::{self, Directory};
 use crate::error::{Error, Result};
 use crate::logging;
 use crate::mountpoint::{self, MadeFile};
 use crate::output;
+use crate::overlay::{self, Overlay};
 
 /// Queues when nothing is said: one per CPU, but more than this seldom pay.
 const MOST_BY_DEFAULT: u8 = 4;
@@ -39,8 +42,23 @@ pub fn run(arguments: &MountArgs) -> Result<ExitCode> {
     let mut daemon = Daemon::new(Lifetime::Exports)?;
     // A killed daemon may have shown the image over itself.
     mountpoint::heal(&arguments.image)?;
-    let node = open_image(daemon.graph(), arguments)?;
-    let mountpoint = start_export(&mut daemon, node, arguments)?;
+    let ring = Ring::new(&Config {
+        choice: choice(arguments.event_loop),
+        polling: Polling::OFF,
+    })?;
+    let overlay = ring.block_on(overlay::prepare(arguments))?;
+    let image = absolute(&arguments.image);
+    let path = overlay.as_ref().map_or(&*image, Overlay::path);
+    let opened = open_image(daemon.graph(), &ring, path, arguments)?;
+    let directory = arguments.dir.then(|| {
+        let plan = directory::plan(daemon.graph(), path, &opened, is_writable(arguments));
+        ring.block_on(plan)
+    });
+    let directory = directory.transpose()?;
+    // From here on an overlay that is thrown away has no name.
+    drop((overlay, ring));
+    let node = part_of(daemon.graph(), opened, arguments)?;
+    let mountpoint = start_export(&mut daemon, node, directory, arguments)?;
     let control = daemon.listen()?;
     // Where it is, for those who did not say so themselves.
     let news = match arguments.mountpoint {
@@ -57,30 +75,40 @@ pub fn run(arguments: &MountArgs) -> Result<ExitCode> {
     outcome.map(|()| ExitCode::SUCCESS)
 }
 
-/// Opens the image, whatever its format, and returns the name of the node that shows it.
-fn open_image(graph: &Graph, arguments: &MountArgs) -> Result<String> {
-    let options = open_options(arguments);
-    // Absolute, because it is shown to others and the working directory changes. What cannot be found is opened by the
-    // name that was typed, which gives the proper error.
-    let image = &arguments.image;
-    let name = match image.metadata() {
-        Ok(_) => std::path::absolute(image).unwrap_or_else(|_| image.clone()),
-        Err(_) => image.clone(),
-    };
-    let ring = Ring::new(&Config {
-        choice: choice(arguments.event_loop),
-        polling: Polling::OFF,
-    })?;
-    let opened = ring.block_on(diskfuse_image::open(graph, &name, &options));
-    let opened = opened.map_err(|error| {
+/// Whether the disk can be written, be it in an overlay.
+fn is_writable(arguments: &MountArgs) -> bool {
+    arguments.writable || arguments.overlay.is_some()
+}
+
+/// Opens the image, whatever its format, or the overlay above it, which is at `path`.
+fn open_image(graph: &Graph, ring: &Ring, path: &Path, arguments: &MountArgs) -> Result<Opened> {
+    let mut options = open_options(arguments);
+    if arguments.overlay.is_some() {
+        options.format = Some(Format::Qcow2);
+    }
+    let opened = ring.block_on(diskfuse_image::open(graph, path, &options));
+    opened.map_err(|error| {
         let refused = arguments.writable && is_about_writing(&error);
-        match refused && File::open(&name).is_ok() {
+        match refused && File::open(path).is_ok() {
             true => Error::Refused(format!(
                 "{error}\nIt can be shown read-only: leave --writable out."
             )),
             false => error.into(),
         }
-    })?;
+    })
+}
+
+/// The absolute path of an image, as it is shown to others and the working directory changes. What cannot be found is opened
+/// by the name that was typed, which gives the proper error.
+pub fn absolute(image: &Path) -> PathBuf {
+    match image.metadata() {
+        Ok(_) => std::path::absolute(image).unwrap_or_else(|_| image.to_owned()),
+        Err(_) => image.to_owned(),
+    }
+}
+
+/// The name of the node that shows what was asked for of the image.
+fn part_of(graph: &Graph, opened: Opened, arguments: &MountArgs) -> Result<String> {
     if arguments.offset.is_none() && arguments.size.is_none() {
         return Ok(opened.name);
     }
@@ -97,7 +125,7 @@ fn open_options(arguments: &MountArgs) -> OpenOptions {
     let discard = arguments.discard == cli::Discard::Unmap;
     OpenOptions {
         format: arguments.format,
-        writable: arguments.writable,
+        writable: is_writable(arguments),
         file: FileConfig {
             aio: match arguments.aio {
                 cli::Aio::IoUring => diskfuse_block::Aio::IoUring,
@@ -120,7 +148,12 @@ fn open_options(arguments: &MountArgs) -> OpenOptions {
     }
 }
 
-fn start_export(daemon: &mut Daemon, node: String, arguments: &MountArgs) -> Result<PathBuf> {
+fn start_export(
+    daemon: &mut Daemon,
+    node: String,
+    directory: Option<Directory>,
+    arguments: &MountArgs,
+) -> Result<PathBuf> {
     let path = mountpoint_of(arguments);
     // A mount that a killed daemon left behind hides whether there is a file.
     mountpoint::heal(&path)?;
@@ -131,15 +164,24 @@ fn start_export(daemon: &mut Daemon, node: String, arguments: &MountArgs) -> Res
         arguments.threads.unwrap_or_else(default_threads),
         choice(arguments.event_loop),
     )?;
-    let made = MadeFile::make_if_missing(&path)?;
+    let made = match arguments.dir {
+        true => MadeFile::make_directory_if_missing(&path)?,
+        false => MadeFile::make_if_missing(&path)?,
+    };
     let options = ExportOptions {
         id: "mount".to_owned(),
         mountpoint: path.clone(),
-        writable: arguments.writable,
+        writable: is_writable(arguments),
         growable: arguments.growable,
-        allow_other: match arguments.allow_other {
-            true => AllowOther::On,
-            false => AllowOther::Off,
+        allow_other: match (arguments.allow_other, arguments.allow_root) {
+            (true, _) => AllowOther::On,
+            (false, true) => AllowOther::Root,
+            (false, false) => AllowOther::Off,
+        },
+        ownership: Ownership {
+            uid: arguments.uid,
+            gid: arguments.gid,
+            mode: arguments.mode,
         },
         max_background: arguments.max_background.unwrap_or(DEFAULT_MAX_BACKGROUND),
         transport: transport(arguments)?,
@@ -150,11 +192,20 @@ fn start_export(daemon: &mut Daemon, node: String, arguments: &MountArgs) -> Res
         },
     };
     let export = NewExport {
+        directory,
+        // An overlay is not what people know the disk by.
+        image: arguments
+            .overlay
+            .is_some()
+            .then(|| absolute(&arguments.image)),
         options,
         node,
         iothreads: Vec::new(),
         own_threads,
         made,
+        idle_timeout: arguments
+            .idle_timeout
+            .map(|seconds| Duration::from_secs(seconds.into())),
     };
     daemon.start_export(export).map_err(|error| match error {
         Error::Fuse(diskfuse_fuse::Error::NotRegular { .. }) if path.is_dir() => Error::Refused(
@@ -192,11 +243,11 @@ fn transport(arguments: &MountArgs) -> Result<TransportOptions> {
     })
 }
 
-/// The mountpoint that was named, or a new file beside the image.
+/// The mountpoint that was named, or a new file or directory beside the image.
 fn mountpoint_of(arguments: &MountArgs) -> PathBuf {
     arguments.mountpoint.clone().unwrap_or_else(|| {
         let mut name: OsString = arguments.image.clone().into();
-        name.push(".raw");
+        name.push(if arguments.dir { ".d" } else { ".raw" });
         name.into()
     })
 }

@@ -1,10 +1,10 @@
-//! Mountpoints: taking away what a killed daemon left mounted on one, and making one that is missing, which is gone
-//! again when we are. It must never remove a file that it did not make, or that somebody has put something into, nor
+//! Mountpoints: taking away what a killed daemon left mounted on one, and making one that is missing (a file, or a directory),
+//! which is gone again when we are. It must never remove a file that it did not make, or that somebody has put something into, nor
 //! wait for a daemon that does not answer.
 
-use std::fs::OpenOptions;
+use std::fs::{DirBuilder, Metadata, OpenOptions};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::channel;
 use std::time::Duration;
@@ -37,7 +37,7 @@ pub fn heal(path: &Path) -> Result<bool> {
     }
 }
 
-/// An empty file that we made. Dropping it removes it, so drop it when nothing is mounted on it any more.
+/// An empty file or directory that we made. Dropping it removes it, so drop it when nothing is mounted on it any more.
 #[derive(Debug)]
 pub struct MadeFile {
     /// Absolute: the working directory may change meanwhile.
@@ -50,6 +50,22 @@ impl MadeFile {
     /// Makes `path` an empty file that only its owner may open, if there is nothing yet. `None` if there is something,
     /// whatever it is.
     pub fn make_if_missing(path: &Path) -> Result<Option<Self>> {
+        Self::make(path, |path| {
+            let mut new = OpenOptions::new();
+            new.write(true).create_new(true).mode(0o600);
+            new.open(path)?.metadata()
+        })
+    }
+
+    /// The same for a directory.
+    pub fn make_directory_if_missing(path: &Path) -> Result<Option<Self>> {
+        Self::make(path, |path| {
+            DirBuilder::new().mode(0o700).create(path)?;
+            path.symlink_metadata()
+        })
+    }
+
+    fn make(path: &Path, make: impl FnOnce(&Path) -> io::Result<Metadata>) -> Result<Option<Self>> {
         match path.symlink_metadata() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             _ => return Ok(None),
@@ -67,9 +83,7 @@ impl MadeFile {
             })
         };
         let absolute = diskfuse_fuse::absolute(path).map_err(failed)?;
-        let mut new = OpenOptions::new();
-        let file = new.write(true).create_new(true).mode(0o600).open(&absolute);
-        let stat = file.and_then(|file| file.metadata()).map_err(failed)?;
+        let stat = make(&absolute).map_err(failed)?;
         Ok(Some(Self {
             path: absolute,
             device: stat.dev(),
@@ -77,10 +91,11 @@ impl MadeFile {
         }))
     }
 
-    /// Whether the path still shows the empty file that we made.
+    /// Whether the path still shows what we made, a file being empty; a directory that is not cannot be removed anyway.
     fn is_untouched(&self) -> bool {
         self.path.symlink_metadata().is_ok_and(|now| {
-            now.is_file() && now.dev() == self.device && now.ino() == self.inode && now.len() == 0
+            let is_empty = now.is_dir() || (now.is_file() && now.len() == 0);
+            is_empty && now.dev() == self.device && now.ino() == self.inode
         })
     }
 }
@@ -89,7 +104,13 @@ impl Drop for MadeFile {
     fn drop(&mut self) {
         if !self.is_untouched() {
             tracing::info!(path = %self.path.display(), "the mountpoint has changed; it is left alone");
-        } else if let Err(error) = std::fs::remove_file(&self.path) {
+            return;
+        }
+        let removed = match self.path.is_dir() {
+            true => std::fs::remove_dir(&self.path),
+            false => std::fs::remove_file(&self.path),
+        };
+        if let Err(error) = removed {
             tracing::warn!(path = %self.path.display(), %error, "cannot remove the mountpoint");
         }
     }

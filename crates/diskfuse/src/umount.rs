@@ -1,40 +1,112 @@
-//! `diskfuse umount`: finds who shows the file, has it written back and taken away, and waits until that is done. It
-//! must never unmount anything that is not ours.
+//! `diskfuse umount`: finds who shows the file, has it written back and taken away, and waits until that is done; or says
+//! who uses the file. It must never unmount anything that is not ours.
 
+use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use crate::cli::UmountArgs;
-use crate::control::client::{Daemon, Daemons};
-use crate::control::protocol::WirePath;
+use crate::control::client::{Daemon, Daemons, Outcome};
+use crate::control::protocol::{Unmount, WirePath};
 use crate::control::{self, client};
-use crate::error::{Error, Result};
-use crate::{mountpoint, output};
+use crate::error::{Error, Plain, Result};
+use crate::{busy, mountpoint, output};
+
+/// How often it is tried again while somebody uses the file.
+const AGAIN: Duration = Duration::from_millis(100);
 
 /// Carries the command out.
 pub fn run(arguments: &UmountArgs) -> Result<ExitCode> {
     let typed = &arguments.path;
     let what = format!("Could not find '{}'", typed.display());
     let path = diskfuse_fuse::absolute(typed).map_err(Error::system(what))?;
+    let seconds = arguments.timeout.map(u64::from);
+    let deadline = seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
     let found = client::find(&control::folder())?;
     let targets = choose(&found, &path, arguments.all)?;
     let mut done = !targets.is_empty();
     for (daemon, mountpoint) in targets {
-        let shown = mountpoint.0.display();
-        daemon.unmount(&mountpoint, || {
-            output::complain(
-                "diskfuse",
-                format_args!("'{shown}' is still being written back …"),
-            );
-        })?;
+        unmount(daemon, &mountpoint, arguments, deadline)?;
     }
-    if !done || arguments.all {
+    if !done && arguments.force {
+        done = cut_off(&path)?;
+    }
+    // A look at the file of a daemon that is stopped may take until that goes on, whatever signals we get meanwhile.
+    if (!done || arguments.all) && found.silent.is_empty() {
         done |= heal(&path)?;
     }
     match done {
         true => Ok(ExitCode::SUCCESS),
         false => Err(nothing_there(typed, &path, &found)),
     }
+}
+
+fn unmount(
+    daemon: &Daemon,
+    mountpoint: &WirePath,
+    arguments: &UmountArgs,
+    deadline: Option<Instant>,
+) -> Result<()> {
+    let how = match (arguments.lazy, arguments.force) {
+        (true, _) => Unmount::Lazily,
+        (false, true) => Unmount::Forcibly,
+        (false, false) => Unmount::UnlessBusy,
+    };
+    let shown = mountpoint.0.display();
+    loop {
+        let still_waiting = || {
+            let line = format_args!("'{shown}' is still being written back …");
+            output::complain("diskfuse", line);
+        };
+        match daemon.unmount(mountpoint, how, deadline, still_waiting)? {
+            Outcome::Unmounted => return Ok(()),
+            Outcome::Unfinished => {
+                return Err(Error::Refused(format!(
+                    "'{shown}' is still being written back; its daemon goes on with it"
+                )));
+            }
+            Outcome::Busy => {
+                let over = deadline.is_some_and(|at| at <= Instant::now() + AGAIN);
+                if !arguments.wait || over {
+                    return Err(in_use(&mountpoint.0));
+                }
+                std::thread::sleep(AGAIN);
+            }
+        }
+    }
+}
+
+/// Who uses the file, and what can be done.
+fn in_use(mountpoint: &Path) -> Error {
+    let users = busy::users(mountpoint);
+    let mut message = format!("'{}' is in use", mountpoint.display());
+    if users.is_empty() {
+        message.push_str(" by somebody whom only root may see");
+    }
+    for user in &users {
+        // Writing to a String cannot fail.
+        let _ = write!(message, "\n  {user}");
+    }
+    message.push_str(
+        "\nIt is left as it is. --wait waits for the end of that, --lazy takes the name away and lets it go on, \
+         --force lets it fail.",
+    );
+    Error::Refused(message)
+}
+
+/// Ends the mount of a daemon that does not answer; true if there was one. What a daemon that is there had not written is
+/// lost.
+fn cut_off(path: &Path) -> Result<bool> {
+    let done = diskfuse_fuse::abort(path)?;
+    if done {
+        let path = Plain(&path.display().to_string()).to_string();
+        output::complain(
+            "diskfuse",
+            format_args!("'{path}' was cut off from its daemon, which cannot be reached"),
+        );
+    }
+    Ok(done)
 }
 
 /// What is to be unmounted: the export on `path`, else those of the image `path`.
@@ -106,6 +178,9 @@ fn nothing_there(typed: &Path, path: &Path, found: &Daemons) -> Error {
     };
     for sentence in &found.silent {
         message = format!("{message}\n{sentence}");
+    }
+    if !found.silent.is_empty() {
+        message.push_str("\n--force cuts the file off from a daemon that does not answer");
     }
     Error::Refused(message)
 }

@@ -11,7 +11,7 @@ pub const MINOR: u32 = 45;
 /// The oldest minor version that has everything used here (7.31, Linux 5.4).
 pub const OLDEST_MINOR: u32 = 31;
 
-/// The node id of the only file.
+/// The node id of the mount's root.
 pub const ROOT: u64 = 1;
 
 macro_rules! wire {
@@ -118,6 +118,29 @@ AttrOut {
     attr_valid_nsec: u32,
     dummy: u32,
     attr: Attr,
+});
+
+wire!(/// `struct fuse_entry_out`
+EntryOut {
+    nodeid: u64,
+    generation: u64,
+    /// Seconds for which the name may be believed.
+    entry_valid: u64,
+    /// Seconds.
+    attr_valid: u64,
+    entry_valid_nsec: u32,
+    attr_valid_nsec: u32,
+    attr: Attr,
+});
+
+wire!(/// `struct fuse_dirent`, without the name that follows it.
+Dirent {
+    ino: u64,
+    /// Where to go on after it.
+    off: u64,
+    namelen: u32,
+    /// The type bits of the mode, shifted down by 12.
+    kind: u32,
 });
 
 wire!(/// `struct fuse_setattr_in`
@@ -272,6 +295,14 @@ pub mod opcode {
     pub const FORGET: u32 = 2;
     pub const GETATTR: u32 = 3;
     pub const SETATTR: u32 = 4;
+    pub const READLINK: u32 = 5;
+    pub const SYMLINK: u32 = 6;
+    pub const MKNOD: u32 = 8;
+    pub const MKDIR: u32 = 9;
+    pub const UNLINK: u32 = 10;
+    pub const RMDIR: u32 = 11;
+    pub const RENAME: u32 = 12;
+    pub const LINK: u32 = 13;
     pub const OPEN: u32 = 14;
     pub const READ: u32 = 15;
     pub const WRITE: u32 = 16;
@@ -280,10 +311,16 @@ pub mod opcode {
     pub const FSYNC: u32 = 20;
     pub const FLUSH: u32 = 25;
     pub const INIT: u32 = 26;
+    pub const OPENDIR: u32 = 27;
+    pub const READDIR: u32 = 28;
+    pub const RELEASEDIR: u32 = 29;
+    pub const FSYNCDIR: u32 = 30;
+    pub const CREATE: u32 = 35;
     pub const INTERRUPT: u32 = 36;
     pub const DESTROY: u32 = 38;
     pub const BATCH_FORGET: u32 = 42;
     pub const FALLOCATE: u32 = 43;
+    pub const RENAME2: u32 = 45;
     pub const LSEEK: u32 = 46;
 }
 
@@ -345,6 +382,8 @@ mod tests {
         assert_eq!(size_of::<InitOut>(), 64);
         assert_eq!(size_of::<Attr>(), 88);
         assert_eq!(size_of::<AttrOut>(), 104);
+        assert_eq!(size_of::<EntryOut>(), 128);
+        assert_eq!(size_of::<Dirent>(), 24);
         assert_eq!(size_of::<SetattrIn>(), 88);
         assert_eq!(size_of::<ReadIn>(), 40);
         assert_eq!(size_of::<WriteIn>(), 40);

@@ -23,6 +23,30 @@ pub enum Error {
         /// The mountpoint.
         path: PathBuf,
     },
+    /// A directory is to be mounted on something else.
+    #[error("'{}' is not a directory", path.display())]
+    NotDirectory {
+        /// The mountpoint.
+        path: PathBuf,
+    },
+    /// A directory is to be mounted where there are files.
+    #[error("'{}' is not empty: what is in it would be hidden; name an empty directory, or one that does not exist yet", path.display())]
+    NotEmpty {
+        /// The mountpoint.
+        path: PathBuf,
+    },
+    /// A directory is to be mounted on somebody else's.
+    #[error("'{}' belongs to another user: name a directory of your own", path.display())]
+    NotOwned {
+        /// The mountpoint.
+        path: PathBuf,
+    },
+    /// Something else is mounted there.
+    #[error("Something is mounted on '{}' already: unmount it first, or name another directory", path.display())]
+    AlreadyMounted {
+        /// The mountpoint.
+        path: PathBuf,
+    },
     /// Something of ours is mounted there.
     #[error("There already is a FUSE export on '{}'", path.display())]
     AlreadyExported {
@@ -80,13 +104,11 @@ pub enum Error {
     /// The event loop failed.
     #[error(transparent)]
     Ring(#[from] diskfuse_ring::Error),
-    /// What ends a connection cannot be opened.
-    #[error("Could not open what aborts the connection of '{}': {} (transport=device works without it)", path.display(), Reason(source))]
-    Abort {
+    /// Somebody uses the file, and it was to be unmounted only if nobody does.
+    #[error("'{}' is in use", path.display())]
+    Busy {
         /// The mountpoint.
         path: PathBuf,
-        /// Why.
-        source: io::Error,
     },
     /// The mount could not be taken away.
     #[error("Failed to unmount '{}': {}", path.display(), Reason(source))]
@@ -105,7 +127,7 @@ fn device_advice(source: &io::Error) -> &'static str {
     match source.raw_os_error() {
         Some(libc::ENOENT) => " (load the module: modprobe fuse)",
         Some(libc::EACCES | libc::EPERM) => {
-            " (run as root, or give this user access to /dev/fuse; in a container: --device /dev/fuse)"
+            " (run as root, or give this user access: chmod 666 /dev/fuse, or join its group; in a container: --device /dev/fuse)"
         }
         Some(libc::EMFILE) => " (each queue needs a descriptor: raise the limit with ulimit -n)",
         _ => "",
@@ -114,7 +136,6 @@ fn device_advice(source: &io::Error) -> &'static str {
 
 fn mount_advice(source: &io::Error) -> &'static str {
     match source.raw_os_error() {
-        Some(libc::EPERM) => " (mounting needs root, or CAP_SYS_ADMIN in a container)",
         Some(libc::ENODEV) => " (load the module: modprobe fuse)",
         _ => "",
     }

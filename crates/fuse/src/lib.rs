@@ -1,4 +1,5 @@
-//! The FUSE export: shows a block node as one regular file, mounted on a regular file, with one queue per thread.
+//! The FUSE export: shows a block node as one regular file, mounted on a regular file, or several as the files of a
+//! directory (`tree.rs`), with one queue per thread.
 //!
 //! What this crate does *not* do: it knows no image formats and no command lines, it makes no threads, and it never
 //! answers success before it is true.
@@ -11,8 +12,11 @@
 
 pub mod abi;
 mod attributes;
+mod content;
 mod error;
 mod export;
+mod file;
+mod fusermount;
 mod handshake;
 mod mount;
 mod ops;
@@ -24,11 +28,16 @@ mod shared;
 mod shown;
 mod slot;
 mod transport;
+mod tree;
+mod watch;
 
+pub use attributes::Ownership;
 pub use error::{Error, Result};
 pub use export::Export;
-pub use mount::{FS_TYPE, MountEntry, absolute, heal, is_dead, mounts};
+pub use mount::{FS_TYPE, MountEntry, abort, absolute, heal, is_dead, mounts};
 pub use passthrough::Passthrough;
-pub use request::{Malformed, Operation, Request, Setattr, parse};
+pub use request::{Malformed, Name, Operation, Request, Setattr, parse};
 pub use shared::{AllowOther, DEFAULT_MAX_BACKGROUND, End, ExportOptions, Stats};
 pub use transport::{Placement, Transport, TransportOptions};
+pub use tree::{Entry, MOST_FILES, Refresh, Tree};
+pub use watch::{Watch, When};

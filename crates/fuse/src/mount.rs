@@ -1,5 +1,6 @@
-//! Mounting on a regular file and taking the mount away again, as root, with mount(2). It must never take away a mount
-//! that is not ours: a mount is known by its id, and a dead one by its type and by its answer ENOTCONN.
+//! Mounting on a regular file and taking the mount away again: with mount(2), which root may use and whoever is root of a
+//! user namespace of his own, else by fusermount3. It must never take away a mount that is not ours: a mount is known by
+//! its id, and a dead one by its type and by its answer ENOTCONN.
 //!
 //! Source: `Documentation/filesystems/fuse/fuse.rst`, mount(2), proc_pid_mountinfo(5).
 
@@ -7,6 +8,7 @@ use std::ffi::{CString, OsStr, OsString};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use diskfuse_ring::SharedFd;
@@ -17,6 +19,8 @@ use rustix::mount::{
 };
 
 use crate::error::{Error, Result};
+use crate::fusermount;
+use crate::transport::device;
 
 /// The file system type of our mounts: `fuse` with our name behind it, so that they are told from others'.
 pub const FS_TYPE: &str = "fuse.diskfuse";
@@ -126,10 +130,38 @@ pub fn heal(path: &Path) -> Result<bool> {
         source,
     };
     let path = absolute(path).map_err(failed)?;
-    let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
-    rustix::mount::unmount(&path, flags).map_err(|e| failed(e.into()))?;
+    take_away(&path, UnmountFlags::DETACH).map_err(failed)?;
     tracing::info!(path = %path.display(), "took a dead mount away");
     Ok(true)
+}
+
+/// Aborts the connection of a mount of ours whose daemon does not do it itself, and takes the mount away: who uses it gets
+/// errors, and what the daemon had not written is lost. True if there was one. It asks the daemon nothing, so it never hangs.
+pub fn abort(path: &Path) -> Result<bool> {
+    let failed = |source| Error::Unmount {
+        path: path.to_owned(),
+        source,
+    };
+    let whole = absolute(path).map_err(failed)?;
+    match mount_at(&whole).map_err(failed)? {
+        Some(there) if there.fs_type == FS_TYPE => {
+            let abort = open_abort(there.minor).map_err(failed)?;
+            rustix::io::write(abort, b"1").map_err(|e| failed(e.into()))?;
+            take_away(&whole, UnmountFlags::DETACH).map_err(failed)?;
+            Ok(true)
+        }
+        _ => Ok(false),
+    }
+}
+
+/// Unmounts what is on `path`, which is absolute; by fusermount3 where the kernel does not let us do it ourselves.
+fn take_away(path: &Path, how: UnmountFlags) -> io::Result<()> {
+    match rustix::mount::unmount(path, how | UnmountFlags::NOFOLLOW) {
+        Err(rustix::io::Errno::PERM) => {
+            fusermount::unmount(path, how.contains(UnmountFlags::DETACH))
+        }
+        outcome => Ok(outcome?),
+    }
 }
 
 /// Opens what aborts a connection when a byte is written to it. Its number is the minor device number of its mount, which is
@@ -160,10 +192,47 @@ pub(crate) struct MountOptions<'a> {
     pub source: &'a OsStr,
     pub read_only: bool,
     pub allow_other: bool,
+    /// It is mounted on a directory.
+    pub directory: bool,
     /// The largest READ, in bytes.
     pub max_read: u32,
     /// [`Mount::abort`] will be called.
     pub abortable: bool,
+}
+
+/// mount(2) on `path`, which is absolute, for the connection of `device`.
+fn mount_directly(path: &Path, device: &SharedFd, options: &MountOptions<'_>) -> io::Result<()> {
+    let data = format!(
+        "fd={},rootmode={},user_id={},group_id={},max_read={},default_permissions{}",
+        device.as_raw_fd(),
+        // In octal, the type bits of the root's mode.
+        if options.directory { "40000" } else { "100000" },
+        rustix::process::getuid().as_raw(),
+        rustix::process::getgid().as_raw(),
+        options.max_read,
+        if options.allow_other {
+            ",allow_other"
+        } else {
+            ""
+        },
+    );
+    let data = CString::new(data)?;
+    let mut flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOATIME;
+    if options.read_only {
+        flags |= MountFlags::RDONLY;
+    }
+    Ok(rustix::mount::mount(
+        options.source,
+        path,
+        FS_TYPE,
+        flags,
+        data.as_c_str(),
+    )?)
+}
+
+/// Whether mount(2) was refused for want of privilege.
+fn is_reserved_for_root(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES))
 }
 
 /// A mount that exists; dropping it takes it away.
@@ -176,33 +245,27 @@ pub(crate) struct Mount {
 }
 
 impl Mount {
-    /// Mounts the connection of `device` on the regular file `path`.
-    pub(crate) fn new(path: &Path, device: &SharedFd, options: &MountOptions<'_>) -> Result<Self> {
+    /// Mounts on the regular file or directory `path`; returns the mount and its connection's first descriptor, non-blocking.
+    pub(crate) fn new(path: &Path, options: &MountOptions<'_>) -> Result<(Self, SharedFd)> {
         let failed = |source: io::Error| Error::Mount {
             path: path.to_owned(),
             source,
         };
-        let data = format!(
-            "fd={},rootmode=100000,user_id={},group_id={},max_read={},default_permissions{}",
-            device.as_raw_fd(),
-            rustix::process::getuid().as_raw(),
-            rustix::process::getgid().as_raw(),
-            options.max_read,
-            if options.allow_other {
-                ",allow_other"
-            } else {
-                ""
-            },
-        );
-        let nul = |_| failed(io::Error::from_raw_os_error(libc::EINVAL));
-        let data = CString::new(data).map_err(nul)?;
-        let mut flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOATIME;
-        if options.read_only {
-            flags |= MountFlags::RDONLY;
-        }
+        let mut device = device::open().map_err(|source| Error::Device { source })?;
         let path = absolute(path).map_err(failed)?;
-        rustix::mount::mount(options.source, &path, FS_TYPE, flags, data.as_c_str())
-            .map_err(|e| failed(e.into()))?;
+        match mount_directly(&path, &device, options) {
+            Ok(()) => {}
+            Err(error) if is_reserved_for_root(&error) => {
+                tracing::debug!(%error, "mounting by fusermount3");
+                let mounted = fusermount::mount(&path, options);
+                if mounted.is_err() {
+                    // What it mounted before it failed is dead, as nobody has its connection; else there is nothing.
+                    let _ = heal(&path);
+                }
+                device = SharedFd::new(mounted.map_err(failed)?);
+            }
+            Err(error) => return Err(failed(error)),
+        }
         let found = mount_at(&path);
         if let Ok(Some(entry)) = found {
             let mut mount = Self {
@@ -211,21 +274,26 @@ impl Mount {
                 entry: Some(entry.clone()),
             };
             if options.abortable {
-                // Dropped on an error, which unmounts.
-                mount.abort = Some(open_abort(entry.minor).map_err(|source| Error::Abort {
-                    path: mount.path.clone(),
-                    source,
-                })?);
+                mount.abort = open_abort(entry.minor)
+                    .inspect_err(
+                        |error| tracing::debug!(%error, "cannot open what aborts the connection"),
+                    )
+                    .ok();
             }
-            return Ok(mount);
+            return Ok((mount, device));
         }
         // A mount that cannot be told from others could never be taken away again.
-        let _ = rustix::mount::unmount(&path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
+        let _ = take_away(&path, UnmountFlags::DETACH);
         Err(failed(
             found
                 .err()
                 .unwrap_or(io::Error::from_raw_os_error(libc::ENOENT)),
         ))
+    }
+
+    /// Whether [`Mount::abort`] reaches the connection itself; it does only if that was asked for, and allowed.
+    pub(crate) fn can_abort(&self) -> bool {
+        self.abort.is_some()
     }
 
     /// Where it is.
@@ -241,11 +309,17 @@ impl Mount {
         {
             tracing::debug!(%error, path = %self.path.display(), "cannot abort the connection");
         }
-        self.take_away(UnmountFlags::FORCE)
+        self.take_away(UnmountFlags::FORCE | UnmountFlags::DETACH)
     }
 
     /// Takes the mount away if it is still there. Who has the file open keeps a file that answers nothing.
     pub(crate) fn unmount(&mut self) -> Result<()> {
+        self.take_away(UnmountFlags::DETACH)
+    }
+
+    /// Takes the mount away, or leaves it as it is with [`Error::Busy`] if somebody uses the file. Blocks while the kernel
+    /// writes back what it has of it.
+    pub(crate) fn unmount_unless_busy(&mut self) -> Result<()> {
         self.take_away(UnmountFlags::empty())
     }
 
@@ -261,10 +335,18 @@ impl Mount {
         if mount_at(&self.path).map_err(failed)?.map(|m| m.id) != Some(ours.id) {
             return Ok(());
         }
-        let flags = how | UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
-        match rustix::mount::unmount(&self.path, flags) {
-            Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => Ok(()),
-            Err(errno) => Err(failed(errno.into())),
+        match take_away(&self.path, how) {
+            Ok(()) => Ok(()),
+            Err(error) => match error.raw_os_error() {
+                Some(libc::EINVAL | libc::ENOENT) => Ok(()),
+                Some(libc::EBUSY) => {
+                    self.entry = Some(ours);
+                    Err(Error::Busy {
+                        path: self.path.clone(),
+                    })
+                }
+                _ => Err(failed(error)),
+            },
         }
     }
 }
@@ -295,6 +377,44 @@ pub(crate) fn check(path: &Path) -> Result<()> {
     })?;
     if !stat.is_file() {
         return Err(Error::NotRegular {
+            path: path.to_owned(),
+        });
+    }
+    Ok(())
+}
+
+/// Looks at a mountpoint for a tree before anything is mounted on it: it must be an empty directory of ours, and nothing may be
+/// mounted there. A mount that a killed daemon left there is taken away first.
+pub(crate) fn check_directory(path: &Path) -> Result<()> {
+    heal(path)?;
+    let whole = absolute(path);
+    if let Ok(whole) = &whole
+        && let Ok(Some(there)) = mount_at(whole)
+    {
+        let path = path.to_owned();
+        return Err(match there.fs_type == FS_TYPE {
+            true => Error::AlreadyExported { path },
+            false => Error::AlreadyMounted { path },
+        });
+    }
+    let failed = |source| Error::Stat {
+        path: path.to_owned(),
+        source,
+    };
+    let stat = std::fs::metadata(path).map_err(failed)?;
+    if !stat.is_dir() {
+        return Err(Error::NotDirectory {
+            path: path.to_owned(),
+        });
+    }
+    let user = rustix::process::geteuid();
+    if !user.is_root() && stat.uid() != user.as_raw() {
+        return Err(Error::NotOwned {
+            path: path.to_owned(),
+        });
+    }
+    if std::fs::read_dir(path).map_err(failed)?.next().is_some() {
+        return Err(Error::NotEmpty {
             path: path.to_owned(),
         });
     }

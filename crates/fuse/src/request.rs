@@ -16,13 +16,23 @@ pub enum Operation {
         flags: u64,
     },
     Destroy,
-    Lookup,
+    Lookup {
+        name: Name,
+    },
+    Readlink,
     Getattr,
     Setattr(Setattr),
     Open {
         flags: u32,
     },
     Release,
+    Opendir,
+    Readdir {
+        offset: u64,
+        size: u32,
+    },
+    Fsyncdir,
+    Releasedir,
     Read {
         offset: u64,
         size: u32,
@@ -46,10 +56,21 @@ pub enum Operation {
     },
     /// FORGET, BATCH_FORGET, INTERRUPT: the kernel waits for no answer.
     Silent,
+    /// Another name in a directory, or none: nothing that is done to a directory of ours.
+    Rename,
     /// Nothing of ours.
     Unknown {
         opcode: u32,
     },
+}
+
+/// Where the name of a LOOKUP is in the memory that the request was read to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Name {
+    /// In the payload; else right behind the request's header.
+    pub in_payload: bool,
+    /// Bytes, with the zero at the end.
+    pub len: u32,
 }
 
 /// What SETATTR wants to change.
@@ -91,6 +112,8 @@ pub enum Malformed {
 pub struct Request {
     /// The kernel's name for it: 64 bits, all of them meant.
     pub unique: u64,
+    /// What it is about: an inode number.
+    pub nodeid: u64,
     /// What it asks for.
     pub operation: Operation,
 }
@@ -117,7 +140,12 @@ pub fn parse_ring(
     let header =
         InHeader::read_from_prefix(in_out).map_or_else(|_| InHeader::default(), |(h, _)| h);
     let payload = usize::try_from(entry.payload_size).unwrap_or(usize::MAX);
-    (entry, understand(&header, body, payload.min(room)))
+    let payload = payload.min(room);
+    let name = Name {
+        in_payload: true,
+        len: payload as u32,
+    };
+    (entry, understand(&header, body, payload, name))
 }
 
 /// Understands the bytes of one read from the device.
@@ -135,11 +163,21 @@ pub fn parse(bytes: &[u8]) -> Result<Request, Malformed> {
         });
     }
     let payload = bytes.len().saturating_sub(WRITE_PAYLOAD);
-    understand(&header, rest, payload)
+    let name = Name {
+        in_payload: false,
+        len: rest.len() as u32,
+    };
+    understand(&header, rest, payload, name)
 }
 
-/// Understands a request whose header is that, whose struct begins `rest`, and with which `payload` bytes of data came.
-fn understand(header: &InHeader, rest: &[u8], payload: usize) -> Result<Request, Malformed> {
+/// Understands a request whose header is that, whose struct begins `rest`, and with which `payload` bytes of data came; a
+/// name in it would be `name`.
+fn understand(
+    header: &InHeader,
+    rest: &[u8],
+    payload: usize,
+    name: Name,
+) -> Result<Request, Malformed> {
     let unique = header.unique;
     let operation = match header.opcode {
         opcode::READ => {
@@ -192,8 +230,28 @@ fn understand(header: &InHeader, rest: &[u8], payload: usize) -> Result<Request,
             }
         }
         opcode::GETATTR => Operation::Getattr,
-        opcode::LOOKUP => Operation::Lookup,
+        opcode::LOOKUP => Operation::Lookup { name },
+        opcode::READLINK => Operation::Readlink,
+        opcode::OPENDIR => Operation::Opendir,
+        opcode::READDIR => {
+            let r: abi::ReadIn = body(rest, unique)?;
+            Operation::Readdir {
+                offset: r.offset,
+                size: r.size,
+            }
+        }
+        opcode::FSYNCDIR => Operation::Fsyncdir,
+        opcode::SYMLINK
+        | opcode::MKNOD
+        | opcode::MKDIR
+        | opcode::UNLINK
+        | opcode::RMDIR
+        | opcode::RENAME
+        | opcode::LINK
+        | opcode::CREATE
+        | opcode::RENAME2 => Operation::Rename,
         opcode::RELEASE => Operation::Release,
+        opcode::RELEASEDIR => Operation::Releasedir,
         opcode::FLUSH => Operation::Flush,
         opcode::FSYNC => Operation::Fsync,
         opcode::STATFS => Operation::Statfs,
@@ -201,7 +259,11 @@ fn understand(header: &InHeader, rest: &[u8], payload: usize) -> Result<Request,
         opcode::FORGET | opcode::BATCH_FORGET | opcode::INTERRUPT => Operation::Silent,
         opcode => Operation::Unknown { opcode },
     };
-    Ok(Request { unique, operation })
+    Ok(Request {
+        unique,
+        nodeid: header.nodeid,
+        operation,
+    })
 }
 
 /// INIT grew with the protocol: kernels before 7.36 send 16 bytes, later ones 64.
@@ -308,6 +370,7 @@ mod tests {
         let header = InHeader {
             opcode: opcode::WRITE,
             unique: 7,
+            nodeid: 5,
             ..InHeader::default()
         };
         let entry = |payload_size| RingEntry {
@@ -332,6 +395,7 @@ mod tests {
             request,
             Ok(Request {
                 unique: 7,
+                nodeid: 5,
                 operation
             })
         );

@@ -19,7 +19,13 @@ struct State {
 impl Right {
     /// From now on it is there.
     pub(crate) fn give(&self, attachment: Attachment) {
-        self.0.lock().attachment = Some(attachment);
+        let before = self.0.lock().attachment.replace(attachment);
+        drop(before);
+    }
+
+    /// Whether it is there.
+    pub(crate) fn is_there(&self) -> bool {
+        self.0.lock().attachment.is_some()
     }
 
     /// The export does not use the node any more.

@@ -2,19 +2,17 @@
 //! counters are atomics on cache lines of their own; the locks here are for the way in and out, never for a request.
 
 use std::path::PathBuf;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::task::{Poll, Waker};
 
-use diskfuse_block::graph::DrainHook;
-use diskfuse_block::{LocalFuture, Node};
 use diskfuse_ring::SharedFd;
 use parking_lot::{Condvar, Mutex};
 
-use crate::attributes::Attributes;
+use crate::attributes::Ownership;
+use crate::content::Content;
+use crate::error::Error;
 use crate::passthrough::{Backing, Passthrough};
-use crate::right::Right;
-use crate::shown::Shown;
 use crate::transport::{self, Plan, TransportOptions};
 
 /// Who but the owner may use the file.
@@ -27,6 +25,8 @@ pub enum AllowOther {
     On,
     /// Only the user who runs the daemon.
     Off,
+    /// The owner and root: others are let in and kept out by the file's mode, which then lets nobody else do anything.
+    Root,
 }
 
 /// Requests that the kernel keeps in flight in the background, unless told otherwise. The kernel's own default is
@@ -38,7 +38,7 @@ pub const DEFAULT_MAX_BACKGROUND: u16 = 256;
 pub struct ExportOptions {
     /// Its name.
     pub id: String,
-    /// The regular file to mount on.
+    /// What to mount on: a regular file, or a directory for a tree.
     pub mountpoint: PathBuf,
     /// Whether the file can be written.
     pub writable: bool,
@@ -46,6 +46,8 @@ pub struct ExportOptions {
     pub growable: bool,
     /// Who may use the file.
     pub allow_other: AllowOther,
+    /// Whose the file is, and what its mode says at first.
+    pub ownership: Ownership,
     /// Requests that the kernel keeps in flight in the background, 1 to 65535.
     pub max_background: u16,
     /// How requests come and answers go.
@@ -154,9 +156,7 @@ pub(crate) struct Shared {
     pub(crate) options: ExportOptions,
     /// Whether others were let in, after `auto` was tried.
     pub(crate) others_allowed: AtomicBool,
-    pub(crate) node: Shown,
-    pub(crate) right: Right,
-    pub(crate) attributes: Attributes,
+    pub(crate) content: Content,
     pub(crate) plan: Plan,
     /// How requests come.
     way: AtomicU8,
@@ -168,6 +168,10 @@ pub(crate) struct Shared {
     pub(crate) backing: OnceLock<Backing>,
     /// Queues that have not offered their entries yet.
     unregistered: AtomicUsize,
+    /// Why entries are not asked for although the plan has them; set before anything is served, or never.
+    forgone: OnceLock<String>,
+    /// We take the mount away ourselves: that the connection ends is no news.
+    leaving: AtomicBool,
     /// Why the first of them that failed did.
     refusal: Mutex<Option<String>>,
     pub(crate) lanes: Box<[Lane]>,
@@ -175,8 +179,8 @@ pub(crate) struct Shared {
     pub(crate) active: AtomicUsize,
     /// The most queues that may fetch at once: more threads than CPUs only wait for each other.
     pub(crate) most_active: usize,
-    /// A drain is under way.
-    paused: AtomicBool,
+    /// Files for whose sake the export stands still: drains under way.
+    pauses: AtomicUsize,
     phase: AtomicU8,
     /// Set when the kernel has been answered: other queues than the first may fetch from then on.
     greeted: AtomicBool,
@@ -195,31 +199,30 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) fn new(
         options: ExportOptions,
-        node: Arc<dyn Node>,
+        content: Content,
         plan: Plan,
         queues: usize,
         on_end: OnEnd,
     ) -> Self {
-        let writable = options.writable;
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let most_active = queues.min(cpus);
         Self {
             options,
             others_allowed: AtomicBool::new(false),
-            node: Shown::new(node),
-            right: Right::default(),
-            attributes: Attributes::new(writable),
+            content,
             plan,
             way: AtomicU8::new(BY_DEVICE),
             ring_agreed: AtomicBool::new(false),
             passthrough_agreed: AtomicBool::new(false),
             backing: OnceLock::new(),
             unregistered: AtomicUsize::new(queues),
+            forgone: OnceLock::new(),
+            leaving: AtomicBool::new(false),
             refusal: Mutex::new(None),
             lanes: (0..queues).map(|_| Lane::default()).collect(),
             active: AtomicUsize::new(1),
             most_active,
-            paused: AtomicBool::new(false),
+            pauses: AtomicUsize::new(0),
             phase: AtomicU8::new(RUNNING),
             greeted: AtomicBool::new(false),
             greeting: Mutex::new(None),
@@ -246,7 +249,7 @@ impl Shared {
     }
 
     pub(crate) fn paused(&self) -> bool {
-        self.paused.load(Ordering::SeqCst)
+        self.pauses.load(Ordering::SeqCst) > 0
     }
 
     /// Whether queue `index` is one of those that fetch, or that serve entries.
@@ -290,6 +293,38 @@ impl Shared {
         }
     }
 
+    /// Whether the kernel is to be asked for FUSE over io_uring.
+    pub(crate) fn offers_ring(&self) -> bool {
+        self.plan.ring.is_some() && self.forgone.get().is_none()
+    }
+
+    /// Does without FUSE over io_uring, for the reason `why`; an error if it had to be. Called before the kernel has
+    /// spoken.
+    pub(crate) fn forgo_ring(&self, why: String) -> crate::error::Result<()> {
+        if self.plan.insist {
+            return Err(Error::NoRing(why));
+        }
+        tracing::info!(export = %self.options.id, "requests come through /dev/fuse: {why}");
+        let _ = self.forgone.set(why);
+        Ok(())
+    }
+
+    /// Sets whether we are about to take the mount away ourselves.
+    pub(crate) fn expect_unmount(&self, leaving: bool) {
+        self.leaving.store(leaving, Ordering::SeqCst);
+    }
+
+    /// The connection is gone. True if that is news.
+    pub(crate) fn disconnected(&self) -> bool {
+        match self.leaving.load(Ordering::SeqCst) {
+            true => {
+                self.end(End::Stopped);
+                false
+            }
+            false => self.end(End::Unmounted),
+        }
+    }
+
     /// Whether requests come in entries of FUSE over io_uring.
     pub(crate) fn by_ring(&self) -> bool {
         self.way.load(Ordering::Relaxed) == BY_RING
@@ -313,7 +348,7 @@ impl Shared {
     ) -> std::result::Result<(), String> {
         self.passthrough_agreed.store(passthrough, Ordering::SeqCst);
         self.ring_agreed.store(ring, Ordering::SeqCst);
-        if ring || self.plan.ring.is_none() {
+        if ring || !self.offers_ring() {
             return Ok(());
         }
         let why = transport::switched_off()
@@ -395,7 +430,7 @@ impl Shared {
     /// The flush at the end failed. Whoever stops the export must not be told that all is well, unless no write was ever
     /// answered with success: then there is nothing that anybody could miss.
     pub(crate) fn last_flush_failed(&self, error: diskfuse_block::Error) {
-        if self.attributes.ever_written() || self.backing.get().is_some() {
+        if self.content.ever_written() || self.backing.get().is_some() {
             self.flush_failed(error);
         } else {
             tracing::debug!(export = %self.options.id, %error, "nothing was written, and the last flush failed");
@@ -486,14 +521,22 @@ impl Shared {
         }
         stats
     }
-}
 
-impl DrainHook for Shared {
-    fn quiesce(&self) -> LocalFuture<'_, ()> {
-        // The graph counts drains: it may ask for this several times, and resumes once.
-        self.paused.store(true, Ordering::SeqCst);
+    /// Starts nothing new, until [`Shared::unpause`] has been called as often as this.
+    pub(crate) fn pause(&self) {
+        self.pauses.fetch_add(1, Ordering::SeqCst);
         self.wake_all();
-        Box::pin(std::future::poll_fn(|cx| {
+    }
+
+    /// See [`Shared::pause`].
+    pub(crate) fn unpause(&self) {
+        self.pauses.fetch_sub(1, Ordering::SeqCst);
+        self.wake_all();
+    }
+
+    /// Resolves when nothing is in flight, on the ring of whoever asks.
+    pub(crate) async fn until_quiet(&self) {
+        std::future::poll_fn(|cx| {
             if self.all_quiet() {
                 return Poll::Ready(());
             }
@@ -504,19 +547,12 @@ impl DrainHook for Shared {
             } else {
                 Poll::Pending
             }
-        }))
+        })
+        .await;
     }
 
-    fn resume(&self) {
-        self.paused.store(false, Ordering::SeqCst);
-        self.wake_all();
-    }
-
-    fn switch(&self, node: Arc<dyn Node>) {
-        self.node.set(node);
-    }
-
-    fn immovable(&self) -> Option<String> {
+    /// Why the export cannot be drained, if so.
+    pub(crate) fn immovable(&self) -> Option<String> {
         let passes = self
             .backing
             .get()

@@ -13,8 +13,8 @@ use std::io;
 use diskfuse_ring::{Buf, PAGE};
 use zerocopy::{Immutable, IntoBytes};
 
-use crate::abi::{OUT_HEADER, OutHeader, RingEntry, ring_header};
-use crate::request::WRITE_PAYLOAD;
+use crate::abi::{IN_HEADER, OUT_HEADER, OutHeader, RingEntry, ring_header};
+use crate::request::{Name, WRITE_PAYLOAD};
 
 /// Where data begins: page-aligned.
 pub(crate) const DATA: usize = PAGE;
@@ -93,6 +93,35 @@ impl SlotBuf {
             }
             None => &[],
         }
+    }
+
+    /// The name that came with a LOOKUP, without the zero at its end.
+    pub(crate) fn name(&mut self, name: Name) -> &[u8] {
+        let start = match name.in_payload {
+            true => DATA,
+            false => REQUEST + IN_HEADER,
+        };
+        let len = (name.len as usize).min(self.size);
+        let Some(buf) = &mut self.buf else {
+            return &[];
+        };
+        buf.set_window(start..start + len);
+        let bytes = buf.as_slice();
+        bytes.split(|&b| b == 0).next().unwrap_or_default()
+    }
+
+    /// Puts bytes into the data area behind `at` bytes; false, and nothing is done, if there is no room.
+    pub(crate) fn put_bytes(&mut self, at: usize, bytes: &[u8]) -> bool {
+        let end = at.saturating_add(bytes.len());
+        if end > self.size {
+            return false;
+        }
+        self.dirty(end);
+        if let Some(buf) = &mut self.buf {
+            buf.set_window(DATA + at..DATA + end);
+            buf.as_mut_slice().copy_from_slice(bytes);
+        }
+        true
     }
 
     /// Bytes of the data area.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use diskfuse_block::Graph;
 use diskfuse_block::drivers::{NullConfig, open_null};
 use diskfuse_fuse::{
-    AllowOther, DEFAULT_MAX_BACKGROUND, Export, ExportOptions, Passthrough, Transport,
+    AllowOther, DEFAULT_MAX_BACKGROUND, Export, ExportOptions, Ownership, Passthrough, Transport,
     TransportOptions,
 };
 use diskfuse_ring::{Config, IoThread, Polling, Ring};
@@ -31,6 +31,7 @@ fn export(
         writable: true,
         growable: false,
         allow_other: AllowOther::Off,
+        ownership: Ownership::default(),
         max_background: DEFAULT_MAX_BACKGROUND,
         transport: TransportOptions {
             transport,

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use diskfuse_block::drivers::{FileConfig, NullConfig, open_file, open_null};
 use diskfuse_block::{Graph, Node};
 use diskfuse_fuse::{
-    AllowOther, DEFAULT_MAX_BACKGROUND, Export, ExportOptions, Passthrough, Transport,
-    TransportOptions,
+    AllowOther, DEFAULT_MAX_BACKGROUND, Entry, Export, ExportOptions, Ownership, Passthrough,
+    Transport, TransportOptions, Watch, When,
 };
 use diskfuse_ring::{Choice, Config, IoThread, Polling};
 
@@ -43,11 +43,27 @@ const SIZE: u64 = 4 << 20;
 /// ring), may fall into any one repetition; what a request allocates is in all of them.
 const ROUNDS: usize = 5;
 
+/// What is mounted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shape {
+    File,
+    /// A file in a directory.
+    Tree,
+}
+
 /// Serves `node` with one queue, runs `work` on the open file, and returns the least that a repetition allocated.
-fn allocations(node: Arc<dyn Node>, transport: Transport, work: impl Fn(&File)) -> u64 {
+fn allocations(
+    node: Arc<dyn Node>,
+    transport: Transport,
+    shape: Shape,
+    work: impl Fn(&File),
+) -> u64 {
     let folder = tempfile::tempdir().unwrap();
-    let mountpoint = folder.path().join("file");
-    File::create(&mountpoint).unwrap();
+    let mountpoint = folder.path().join("mountpoint");
+    match shape {
+        Shape::File => drop(File::create(&mountpoint).unwrap()),
+        Shape::Tree => std::fs::create_dir(&mountpoint).unwrap(),
+    }
     let graph = Graph::new();
     graph.insert(Some("node"), node, &[]).unwrap();
     let polling = Polling::DEFAULT;
@@ -62,6 +78,7 @@ fn allocations(node: Arc<dyn Node>, transport: Transport, work: impl Fn(&File)) 
         writable: true,
         growable: false,
         allow_other: AllowOther::Off,
+        ownership: Ownership::default(),
         max_background: DEFAULT_MAX_BACKGROUND,
         transport: TransportOptions {
             transport,
@@ -71,12 +88,25 @@ fn allocations(node: Arc<dyn Node>, transport: Transport, work: impl Fn(&File)) 
     };
     let mailboxes = [thread.mailbox().clone()];
     // Dropped at the end, also of a failure: then nothing stays mounted.
-    let export = Export::start(options, &graph, "node", &mailboxes, Box::new(|_| ())).unwrap();
-    let file = File::options()
-        .read(true)
-        .write(true)
-        .open(&mountpoint)
-        .unwrap();
+    let on_end = Box::new(|_| ());
+    let export = match shape {
+        Shape::File => Export::start(options, &graph, "node", &mailboxes, on_end),
+        Shape::Tree => {
+            let entry = Entry::Node {
+                node: "node".into(),
+                writable: true,
+                watch: Some(Watch::new(When::Synced, vec![0..512, SIZE - 512..SIZE])),
+            };
+            let root = vec![("p1".into(), entry)];
+            Export::start_tree(options, &graph, root, None, &mailboxes, on_end)
+        }
+    };
+    let export = export.unwrap();
+    let path = match shape {
+        Shape::File => mountpoint.clone(),
+        Shape::Tree => mountpoint.join("p1"),
+    };
+    let file = File::options().read(true).write(true).open(&path).unwrap();
     work(&file);
     let rounds = (0..ROUNDS).map(|_| {
         let before = ALLOCATIONS.load(Ordering::Relaxed);
@@ -104,14 +134,16 @@ fn reads_and_writes_over_a_mount_allocate_nothing() {
     std::fs::write("/sys/module/fuse/parameters/enable_uring", "Y").unwrap();
     let image = tempfile::NamedTempFile::new().unwrap();
     image.as_file().set_len(SIZE).unwrap();
-    for transport in [Transport::Device, Transport::Uring] {
+    let on = [Transport::Device, Transport::Uring];
+    let shapes = [Shape::File, Shape::Tree];
+    for (transport, shape) in on.iter().flat_map(|&t| shapes.map(|shape| (t, shape))) {
         let null = NullConfig {
             size: SIZE,
             ..NullConfig::default()
         };
         let node = open_null(&null).unwrap();
-        let allocated = allocations(node, transport, reads_and_writes);
-        assert_eq!(allocated, 0, "null, {transport:?}");
+        let allocated = allocations(node, transport, shape, reads_and_writes);
+        assert_eq!(allocated, 0, "null, {transport:?}, {shape:?}");
         for direct in [false, true] {
             let config = FileConfig {
                 filename: image.path().to_owned(),
@@ -119,8 +151,11 @@ fn reads_and_writes_over_a_mount_allocate_nothing() {
                 ..FileConfig::default()
             };
             let node = open_file(&config).unwrap();
-            let allocated = allocations(node, transport, reads_and_writes);
-            assert_eq!(allocated, 0, "file, cache.direct={direct}, {transport:?}");
+            let allocated = allocations(node, transport, shape, reads_and_writes);
+            assert_eq!(
+                allocated, 0,
+                "file, cache.direct={direct}, {transport:?}, {shape:?}"
+            );
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::event::ErrorAction;
 use crate::job::{Job, JobConfig};
 use crate::mirror::{self, MirrorConfig, Scope, What};
 use crate::policy::OnError;
-use crate::registry::{Jobs, Start};
+use crate::registry::{Jobs, Start, Undo};
 use crate::seat::{Rights, Seat};
 use crate::status::JobType;
 use crate::stream::{backing_name, stand_on};
@@ -178,7 +178,7 @@ fn commit_below(
         driver: Box::new(driver),
         nodes: Vec::new(),
         changes: Vec::new(),
-        undo: Vec::new(),
+        undo: Undo::new(graph, Vec::new()),
     })
 }
 

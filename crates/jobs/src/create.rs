@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use crate::drive::Driver;
 use crate::job::{Job, JobConfig};
-use crate::registry::{Jobs, Start};
+use crate::registry::{Jobs, Start, Undo};
 use crate::status::JobType;
 
 type Work = Box<dyn FnOnce() -> LocalFuture<'static, Result<()>> + Send>;
@@ -48,7 +48,7 @@ where
         driver: Box::new(Once(Mutex::new(Some(Box::new(|| Box::pin(make())))))),
         nodes: Vec::new(),
         changes: Vec::new(),
-        undo: Vec::new(),
+        undo: Undo::new(&Graph::new(), Vec::new()),
     };
     start.launch(jobs)
 }

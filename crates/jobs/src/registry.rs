@@ -197,7 +197,8 @@ fn check_id(id: &str) -> Result<()> {
 /// A job that can begin: its id is taken and it has the right to use its nodes. Dropping it gives everything back.
 ///
 /// To begin several at the same moment (a transaction): [drain](Graph::drain) the [nodes](Start::nodes) of all, make all
-/// of their [changes](Start::changes) in one [`Graph::change`], [launch](Start::launch) each, and let the nodes go on.
+/// of their [changes](Start::changes) in one [`Graph::change`], [launch](Start::launch) each (or drop all), and let the nodes
+/// go on.
 #[must_use = "dropping it gives the job up"]
 pub struct Start {
     pub(crate) graph: Graph,
@@ -205,8 +206,35 @@ pub struct Start {
     pub(crate) driver: Box<dyn Driver>,
     pub(crate) nodes: Vec<String>,
     pub(crate) changes: Vec<Change>,
-    /// What takes the changes back.
-    pub(crate) undo: Vec<Change>,
+    pub(crate) undo: Undo,
+}
+
+/// What takes the changes of a job back that did not begin.
+pub(crate) struct Undo {
+    graph: Graph,
+    changes: Vec<Change>,
+    /// They may have been made.
+    armed: bool,
+}
+
+impl Undo {
+    pub(crate) fn new(graph: &Graph, changes: Vec<Change>) -> Self {
+        Self {
+            graph: graph.clone(),
+            changes,
+            armed: false,
+        }
+    }
+}
+
+impl Drop for Undo {
+    fn drop(&mut self) {
+        if self.armed
+            && let Err(error) = self.graph.change(&self.changes)
+        {
+            tracing::error!(%error, "a job that did not begin is still in the way");
+        }
+    }
 }
 
 impl Start {
@@ -217,21 +245,19 @@ impl Start {
 
     /// What must be changed, to be taken once, while the nodes are drained.
     pub fn changes(&mut self) -> Vec<Change> {
+        self.undo.armed = true;
         std::mem::take(&mut self.changes)
     }
 
     /// Begins, with the changes made and the nodes still drained.
     ///
     /// # Errors
-    /// If the job cannot begin; the changes are taken back then.
-    pub fn launch(self, jobs: &Jobs) -> Result<Arc<Job>> {
-        let begun = self.driver.begin();
-        let launched = begun.and_then(|()| jobs.launch(self.admission, self.driver));
-        launched.inspect_err(|_| {
-            if let Err(error) = self.graph.change(&self.undo) {
-                tracing::error!(%error, "a job that did not begin is still in the way");
-            }
-        })
+    /// If the job cannot begin; the changes are taken back then, as they are when this is dropped.
+    pub fn launch(mut self, jobs: &Jobs) -> Result<Arc<Job>> {
+        self.driver.begin()?;
+        let job = jobs.launch(self.admission, self.driver)?;
+        self.undo.armed = false;
+        Ok(job)
     }
 
     /// Drains, changes and launches. Runs on a ring.

@@ -13,7 +13,7 @@ use crate::drive::Driver;
 use crate::event::{ErrorAction, Operation};
 use crate::job::{Job, JobConfig};
 use crate::policy::OnError;
-use crate::registry::{Jobs, Start};
+use crate::registry::{Jobs, Start, Undo};
 use crate::seat::{Rights, Seat};
 use crate::status::JobType;
 
@@ -107,7 +107,7 @@ pub fn stream(jobs: &Jobs, graph: &Graph, config: StreamConfig) -> Result<Start>
         driver: Box::new(driver),
         nodes: Vec::new(),
         changes: Vec::new(),
-        undo: Vec::new(),
+        undo: Undo::new(graph, Vec::new()),
     })
 }
 

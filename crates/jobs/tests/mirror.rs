@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use diskfuse_block::{Kind, Resize};
 use diskfuse_jobs::{CopyMode, Job, JobConfig, MirrorConfig, MirrorSync, OnError, Status, mirror};
-use diskfuse_ring::sleep;
+use diskfuse_ring::{JoinHandle, sleep, spawn};
 use support::faulty::Faulty;
 use support::guest::Guest;
 use support::rng::Rng;
@@ -56,6 +56,22 @@ async fn disks(lab: &Lab, rng: &mut Rng, size: u64) -> Vec<u8> {
     lab.contents("src").await
 }
 
+/// Drains one of the nodes again and again, as somebody would who changes the graph, until the job is over.
+fn disturb(lab: &Lab, job: &Arc<Job>, node: &'static str) -> JoinHandle<u64> {
+    let (graph, job) = (lab.graph.clone(), Arc::clone(job));
+    spawn(async move {
+        let mut drains = 0;
+        while !job.status().is_over() {
+            let drained = graph.drain(node).await.unwrap();
+            sleep(Duration::from_millis(2)).await;
+            drop(drained);
+            drains += 1;
+            sleep(Duration::from_millis(10)).await;
+        }
+        drains
+    })
+}
+
 fn random_config(rng: &mut Rng) -> MirrorConfig {
     MirrorConfig {
         copy_mode: rng.pick(&[CopyMode::Background, CopyMode::WriteBlocking]),
@@ -78,6 +94,11 @@ fn the_copy_takes_the_place_of_the_disk_under_load() {
                 config.job.speed = 8 * MIB;
             }
             let job = begin(&lab, config).await;
+            let disturbed = match rng.below(3) {
+                0 => None,
+                1 => Some(disturb(&lab, &job, "src")),
+                _ => Some(disturb(&lab, &job, "dst")),
+            };
             busy(&guest, 20).await;
             if rng.chance(30) && job.pause().is_ok() {
                 busy(&guest, 50).await;
@@ -89,6 +110,9 @@ fn the_copy_takes_the_place_of_the_disk_under_load() {
             busy(&guest, 100).await;
             job.complete().unwrap();
             job.over().await.unwrap();
+            if let Some(disturbed) = disturbed {
+                assert!(disturbed.await > 0);
+            }
             assert_eq!(guest.node(), "dst");
             let frozen = lab.contents("src").await;
             busy(&guest, 100).await;

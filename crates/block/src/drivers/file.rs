@@ -302,6 +302,11 @@ impl Node for FileNode {
         let is_used = !used.is_empty();
         if is_used {
             let alone = Permissions::WRITE | Permissions::RESIZE;
+            // What changes nothing for those above here does change the file for other processes that read it.
+            let used = match used.contains(Permissions::WRITE_UNCHANGED) {
+                true => used | Permissions::WRITE,
+                false => used,
+            };
             self.lock.hold(used, !shared | alone)?;
         } else {
             self.lock

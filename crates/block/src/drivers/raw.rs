@@ -161,10 +161,6 @@ impl Node for RawNode {
         self.child.flush()
     }
 
-    fn close(&self) -> LocalFuture<'_, Result<()>> {
-        self.child.close()
-    }
-
     fn on_children(&self, children: &[(ChildRole, Arc<dyn Node>)]) -> Result<Arc<dyn Node>> {
         let [(_, child)] = children else {
             let message = "a raw node stands on one other node";

@@ -99,6 +99,11 @@ impl Graph {
         self.0.lock().check_unused(name).map(drop)
     }
 
+    /// The nodes that [`Graph::remove`] would take away with this one, and itself: those above first.
+    pub fn goes_with(&self, name: &str) -> Vec<String> {
+        self.0.lock().goes_with(name)
+    }
+
     /// Removes a node, and those nodes below it that were never given a name and that nobody else needs.
     /// [`Kind::Busy`] if somebody uses it or a node stands above it. What was written is not flushed by this: close it
     /// first ([`Graph::check_unused`], [`Node::close`]).

@@ -236,6 +236,21 @@ impl State {
         Ok(index)
     }
 
+    /// A node, and those below it that nobody named and that nobody else needs, those above first.
+    pub(super) fn goes_with(&self, name: &str) -> Vec<String> {
+        let mut gone: Vec<String> = Vec::new();
+        // From above to below: what stands above a node is behind it in the list.
+        for entry in self.entries.iter().rev() {
+            let above = self.parents(&entry.name);
+            let orphaned = !above.is_empty() && above.iter().all(|parent| gone.contains(parent));
+            let goes = entry.nameless && entry.users.is_empty() && orphaned;
+            if goes || *entry.name == *name {
+                gone.push(entry.name.to_string());
+            }
+        }
+        gone
+    }
+
     pub(super) fn parents(&self, name: &str) -> Vec<String> {
         let above = self.entries.iter().filter(|e| e.is_above(name));
         above.map(|e| e.name.to_string()).collect()

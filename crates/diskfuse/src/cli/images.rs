@@ -280,6 +280,13 @@ pub struct CommitArgs {
     pub keep: bool,
 }
 
+/// `diskfuse discard`
+#[derive(Debug, Args)]
+pub struct DiscardArgs {
+    /// The overlay: a qcow2 image with a backing file
+    pub image: PathBuf,
+}
+
 /// `diskfuse rebase`
 #[derive(Debug, Args)]
 #[command(after_help = REBASE_EXAMPLES)]

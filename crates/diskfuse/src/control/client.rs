@@ -1,5 +1,6 @@
 //! The asking end of control sockets. A daemon that is dead, stopped or gone mad must never keep it from finishing:
-//! every wait has a limit, except for an unmount, which takes as long as the disk takes and says so.
+//! every wait has a limit, except for an unmount, which takes as long as the disk takes and says so, unless its caller
+//! sets a limit.
 
 use std::fs;
 use std::io::{self, Write};
@@ -12,7 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::PidfdFlags;
 
-use super::protocol::{Answer, ExportStatus, LONGEST_ANSWER, Request, WirePath};
+use super::protocol::{Answer, ExportStatus, LONGEST_ANSWER, Request, Unmount, WirePath};
 use super::{SUFFIX, check_ours, read_line};
 use diskfuse_ring::Reason;
 
@@ -114,7 +115,7 @@ fn ask(socket: &Path) -> io::Result<Option<Vec<ExportStatus>>> {
     match read_answer(&mut stream, deadline) {
         Ok(Answer::Exports { exports }) => Ok(Some(exports)),
         Ok(Answer::Failed { message }) => Err(io::Error::other(message)),
-        Ok(Answer::Unmounted { .. }) => Err(io::ErrorKind::InvalidData.into()),
+        Ok(Answer::Unmounted { .. } | Answer::Busy) => Err(io::ErrorKind::InvalidData.into()),
         // It ended while we asked.
         Err(error) if is_end(&error) => Ok(None),
         Err(error) => Err(error),
@@ -151,10 +152,28 @@ fn read_answer(stream: &mut UnixStream, deadline: Instant) -> io::Result<Answer>
     Ok(serde_json::from_slice(&line)?)
 }
 
+/// What came of asking for an unmount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is done.
+    Unmounted,
+    /// Somebody uses the file, so nothing was done.
+    Busy,
+    /// The time was up; it goes on by itself.
+    Unfinished,
+}
+
 impl Daemon {
-    /// Has the export at `mountpoint` drained, flushed and unmounted, and waits until that is done, and until the
-    /// process has ended if that was what it was there for. Calls `still_waiting` once if it takes long.
-    pub fn unmount(&self, mountpoint: &WirePath, still_waiting: impl FnOnce()) -> Result<()> {
+    /// Has the export at `mountpoint` drained, flushed and unmounted, and waits until that is done, `deadline` at the
+    /// latest, and until the process has ended if that was what it was there for. Calls `still_waiting` once if it takes
+    /// long.
+    pub fn unmount(
+        &self,
+        mountpoint: &WirePath,
+        how: Unmount,
+        deadline: Option<Instant>,
+        still_waiting: impl FnOnce(),
+    ) -> Result<Outcome> {
         let failed = || {
             format!(
                 "Could not ask for '{}' to be unmounted",
@@ -165,12 +184,21 @@ impl Daemon {
         let process = process_of(&stream);
         let request = Request::Unmount {
             mountpoint: mountpoint.clone(),
+            how,
         };
         send(&mut stream, &request).map_err(Error::system(failed()))?;
-        wait_readable(&stream, still_waiting).map_err(Error::system(failed()))?;
+        let ready = wait_readable(&stream, deadline, still_waiting);
+        if !ready.map_err(Error::system(failed()))? {
+            return Ok(Outcome::Unfinished);
+        }
         match read_answer(&mut stream, Instant::now() + PATIENCE) {
-            Ok(Answer::Unmounted { ends: true }) => wait_for_end(process),
-            Ok(Answer::Unmounted { ends: false }) => Ok(()),
+            Ok(Answer::Unmounted { ends }) => {
+                if ends {
+                    wait_for_end(process)?;
+                }
+                Ok(Outcome::Unmounted)
+            }
+            Ok(Answer::Busy) => Ok(Outcome::Busy),
             Ok(Answer::Failed { message }) => Err(Error::refused(message)),
             Ok(Answer::Exports { .. }) => Err(Error::refused(format!(
                 "{}: the answer makes no sense",
@@ -184,12 +212,22 @@ impl Daemon {
     }
 }
 
-fn wait_readable(stream: &UnixStream, still_waiting: impl FnOnce()) -> io::Result<()> {
-    if !wait(stream, Some(WORTH_A_WORD))? {
-        still_waiting();
-        wait(stream, None)?;
+/// Waits for the answer; false if `deadline` passed.
+fn wait_readable(
+    stream: &UnixStream,
+    deadline: Option<Instant>,
+    still_waiting: impl FnOnce(),
+) -> io::Result<bool> {
+    let left = || deadline.map(|at| at.saturating_duration_since(Instant::now()));
+    let first = left().map_or(WORTH_A_WORD, |left| left.min(WORTH_A_WORD));
+    if wait(stream, Some(first))? {
+        return Ok(true);
     }
-    Ok(())
+    if left().is_some_and(|left| left.is_zero()) {
+        return Ok(false);
+    }
+    still_waiting();
+    wait(stream, left())
 }
 
 /// A handle on the process at the other end, by which its end can be seen. `None` if it is gone already, or if the
@@ -275,7 +313,17 @@ mod tests {
                 Request::List => Answer::Exports {
                     exports: vec![status("/m")],
                 },
-                Request::Unmount { mountpoint } if mountpoint.0 == Path::new("/m") => {
+                Request::Unmount { mountpoint, how } if mountpoint.0 == Path::new("/busy") => {
+                    match how {
+                        Unmount::UnlessBusy => Answer::Busy,
+                        _ => Answer::Unmounted { ends: false },
+                    }
+                }
+                Request::Unmount { mountpoint, .. } if mountpoint.0 == Path::new("/slow") => {
+                    std::thread::sleep(Duration::from_millis(300));
+                    Answer::Unmounted { ends: false }
+                }
+                Request::Unmount { mountpoint, .. } if mountpoint.0 == Path::new("/m") => {
                     Answer::Unmounted { ends: false }
                 }
                 Request::Unmount { .. } => Answer::Failed {
@@ -295,12 +343,22 @@ mod tests {
         assert_eq!(found.answering.len(), 1);
         assert_eq!(found.answering[0].exports, [status("/m")]);
         let daemon = &found.answering[0];
-        daemon
-            .unmount(&Path::new("/m").into(), || panic!("it answers at once"))
-            .unwrap();
-        let error = daemon
-            .unmount(&Path::new("/other").into(), || {})
-            .unwrap_err();
+        let unmount = |path: &str, how, limit: Option<Duration>| {
+            let deadline = limit.map(|limit| Instant::now() + limit);
+            daemon.unmount(&Path::new(path).into(), how, deadline, || {
+                panic!("it answers at once")
+            })
+        };
+        let (careful, soon) = (Unmount::UnlessBusy, Some(Duration::from_millis(10)));
+        assert_eq!(unmount("/m", careful, None).unwrap(), Outcome::Unmounted);
+        assert_eq!(unmount("/busy", careful, None).unwrap(), Outcome::Busy);
+        let forced = unmount("/busy", Unmount::Forcibly, None).unwrap();
+        assert_eq!(forced, Outcome::Unmounted);
+        assert_eq!(
+            unmount("/slow", careful, soon).unwrap(),
+            Outcome::Unfinished
+        );
+        let error = unmount("/other", careful, None).unwrap_err();
         assert_eq!(error.to_string(), "no such export");
         drop(server);
         assert!(find(folder.path()).unwrap().answering.is_empty());

@@ -1,5 +1,5 @@
 //! How `list` and `umount` reach running daemons: each daemon listens on a Unix socket in a folder that only its user
-//! may enter, `/run/diskfuse` for root, `$XDG_RUNTIME_DIR/diskfuse` for others, else `/tmp/diskfuse-UID`. One
+//! may enter, `/run/diskfuse` for root, `$XDG_RUNTIME_DIR/diskfuse` for others, else `/run/user/UID/diskfuse` or `/tmp/diskfuse-UID`. One
 //! connection carries one request and one answer, a line of JSON each. Whoever may open the socket may ask; file modes
 //! are the only check. It must never wait for ever, nor read without a limit.
 
@@ -19,16 +19,49 @@ use crate::error::{Error, Result};
 /// What socket files end in. Others in the folder are none of ours, or not ready.
 const SUFFIX: &str = "sock";
 
-/// Where this user's daemons listen.
+/// Where this user's daemons listen. In a user namespace it is the folder of the user who made it, whoever he is inside.
 pub fn folder() -> PathBuf {
-    let user = rustix::process::geteuid();
-    if user.is_root() {
+    let user = user();
+    if user == 0 {
         return PathBuf::from("/run/diskfuse");
     }
-    match std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from) {
-        Some(runtime) if runtime.is_absolute() && runtime.is_dir() => runtime.join("diskfuse"),
-        _ => PathBuf::from(format!("/tmp/diskfuse-{}", user.as_raw())),
+    let named = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    // Where it is when nobody says so: in services, and after su(1).
+    let usual = PathBuf::from(format!("/run/user/{user}"));
+    let runtime = named
+        .into_iter()
+        .chain([usual])
+        .find(|folder| is_own(folder));
+    match runtime {
+        Some(runtime) => runtime.join("diskfuse"),
+        None => PathBuf::from(format!("/tmp/diskfuse-{user}")),
     }
+}
+
+fn is_own(folder: &Path) -> bool {
+    let own = |stat: Metadata| stat.is_dir() && stat.uid() == rustix::process::geteuid().as_raw();
+    folder.is_absolute() && folder.metadata().is_ok_and(own)
+}
+
+/// This process's user, as the user namespace around ours knows him.
+///
+/// Source: user_namespaces(7), "User and group ID mappings".
+fn user() -> u32 {
+    let inside = rustix::process::geteuid().as_raw();
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    outside(&map, inside).unwrap_or(inside)
+}
+
+fn outside(map: &str, inside: u32) -> Option<u32> {
+    map.lines().find_map(|line| {
+        let mut numbers = line.split_whitespace().map(str::parse::<u32>);
+        let mut number = || numbers.next()?.ok();
+        let (first, outside, count) = (number()?, number()?, number()?);
+        let index = inside.checked_sub(first)?;
+        (index < count)
+            .then(|| outside.checked_add(index))
+            .flatten()
+    })
 }
 
 /// Makes the folder if it is missing, and makes sure that nobody else can put anything into it.
@@ -149,6 +182,15 @@ mod tests {
         assert!(start.elapsed() < Duration::from_secs(2));
         drop(here);
         writer.join().unwrap();
+    }
+
+    #[test]
+    fn the_user_outside_of_a_namespace_is_found() {
+        assert_eq!(outside("         0          0 4294967295\n", 7), Some(7));
+        assert_eq!(outside("0 1000 1\n", 0), Some(1000));
+        assert_eq!(outside("0 1000 1\n1 100000 65536\n", 5), Some(100_004));
+        assert_eq!(outside("0 1000 1\n", 1), None);
+        assert_eq!(outside("nonsense\n", 0), None);
     }
 
     #[test]

@@ -22,7 +22,23 @@ pub enum Request {
     Unmount {
         /// Its absolute mountpoint.
         mountpoint: WirePath,
+        /// What becomes of those who use it.
+        #[serde(default)]
+        how: Unmount,
     },
+}
+
+/// What becomes of those who use a file that is to be unmounted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Unmount {
+    /// Nothing: as long as there are any it is not unmounted, and the answer is [`Answer::Busy`].
+    #[default]
+    UnlessBusy,
+    /// They go on; the name is taken away at once, and the export ends with the last of them. The answer comes before.
+    Lazily,
+    /// What they have asked for is done, and all that they ask for afterwards fails.
+    Forcibly,
 }
 
 /// What a daemon answers.
@@ -39,6 +55,8 @@ pub enum Answer {
         /// It was the last one that the daemon was there for: the process ends.
         ends: bool,
     },
+    /// Somebody uses the file: nothing has been done.
+    Busy,
     /// It could not be done.
     Failed {
         /// Why.
@@ -136,6 +154,7 @@ mod tests {
         for path in ["/a b", "/ü\n\"", "/"] {
             let request = Request::Unmount {
                 mountpoint: Path::new(path).into(),
+                how: Unmount::Lazily,
             };
             let line = serde_json::to_string(&request).unwrap();
             assert!(!line.contains('\n'), "{line}");
@@ -162,6 +181,7 @@ mod tests {
             r#"{"command":"stop"}"#,
             r#"{"command":"unmount"}"#,
             r#"{"command":"unmount","mountpoint":7}"#,
+            r#"{"command":"unmount","mountpoint":"/m","how":"somehow"}"#,
         ] {
             assert!(serde_json::from_str::<Request>(line).is_err(), "{line}");
         }

@@ -8,6 +8,7 @@ use diskfuse_ring::{Config, Ring};
 use super::convert::{carry_out, default_threads};
 use crate::cli::CommitArgs;
 use crate::error::Result;
+use crate::overlay;
 
 /// Carries the command out.
 pub fn run(arguments: &CommitArgs) -> Result<ExitCode> {
@@ -19,5 +20,6 @@ pub fn run(arguments: &CommitArgs) -> Result<ExitCode> {
         diskfuse_image::copy::IN_FLIGHT,
     )?;
     ring.block_on(commit.finish(arguments.keep))?;
+    ring.block_on(overlay::committed(&arguments.image))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -1,6 +1,6 @@
 //! Exports of the storage daemon's command line: which node, on which threads.
 
-use diskfuse_fuse::{AllowOther, DEFAULT_MAX_BACKGROUND, Passthrough};
+use diskfuse_fuse::{AllowOther, DEFAULT_MAX_BACKGROUND, Ownership, Passthrough};
 use diskfuse_monitor::{
     ExportKind, ExportOptions, ExportThreads, OnOffAuto, Placement, Transport, TransportOptions,
 };
@@ -35,6 +35,8 @@ pub fn add(daemon: &mut Daemon, objects: &Objects, options: &ExportOptions) -> R
     };
     let ExportKind::Fuse(fuse) = &options.kind;
     let new = NewExport {
+        directory: None,
+        image: None,
         options: diskfuse_fuse::ExportOptions {
             id: id.clone(),
             mountpoint: fuse.mountpoint.clone(),
@@ -45,6 +47,7 @@ pub fn add(daemon: &mut Daemon, objects: &Objects, options: &ExportOptions) -> R
                 OnOffAuto::On => AllowOther::On,
                 OnOffAuto::Off => AllowOther::Off,
             },
+            ownership: Ownership::default(),
             max_background: fuse
                 .max_background
                 .map_or(DEFAULT_MAX_BACKGROUND, std::num::NonZero::get),
@@ -59,6 +62,7 @@ pub fn add(daemon: &mut Daemon, objects: &Objects, options: &ExportOptions) -> R
         iothreads,
         own_threads: own,
         made: None,
+        idle_timeout: None,
     };
     daemon.start_export(new).map(drop)
 }

@@ -12,7 +12,7 @@ mod objects;
 mod pidfile;
 mod qcow2;
 mod query;
-mod suggest;
+pub mod suggest;
 mod trace;
 
 use std::ffi::OsString;

@@ -76,15 +76,23 @@ impl Nodes {
     /// Takes a node away that nobody uses, and those below it that nobody named. What was written is on stable storage first.
     pub fn remove(&self, name: &str) -> Result<()> {
         self.graph.check_unused(name)?;
-        let node = self.graph.bare(name)?;
-        self.run(node.close())??;
-        drop(node);
+        let mut closed = Ok(());
+        for going in self.graph.goes_with(name) {
+            let node = self.graph.bare(&going)?;
+            if !node.read_only() {
+                closed = closed.and(self.run(node.close())?);
+            }
+        }
         self.graph.remove(name)?;
         let there = self.graph.names();
         self.made
             .borrow_mut()
             .retain(|name, _| there.contains(name));
-        Ok(())
+        closed.map_err(|error| {
+            Error::Refused(format!(
+                "Node '{name}' is gone, but what was written to it may not be on the disk: {error}"
+            ))
+        })
     }
 
     /// Refuses a name that no node has, in the words of QEMU.

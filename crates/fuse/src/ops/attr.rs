@@ -5,6 +5,7 @@ use diskfuse_block::Resize;
 use super::{Answer, disk_error};
 use crate::abi::{AttrOut, OpenOut, fattr, fopen};
 use crate::attributes::nanoseconds;
+use crate::file::Local;
 use crate::passthrough::Backing;
 use crate::queue::Queue;
 use crate::request::Setattr;
@@ -12,12 +13,11 @@ use crate::slot::SlotBuf;
 
 /// Seconds for which the kernel may show attributes without asking. It asks again by itself after a write of its
 /// own; another export of the node can change them unseen for this long.
-const ATTRIBUTES_VALID: u64 = 1;
+pub(super) const ATTRIBUTES_VALID: u64 = 1;
 
-pub(super) fn getattr(queue: &Queue, slot: &mut SlotBuf) -> usize {
-    let shared = &*queue.shared;
-    let node = queue.node();
-    let attr = shared.attributes.attr(node.size(), node.allocated());
+pub(super) fn getattr(file: &Local, slot: &mut SlotBuf) -> usize {
+    let node = file.node();
+    let attr = file.file.attributes.attr(node.size(), node.allocated());
     slot.put_struct(&AttrOut {
         attr_valid: ATTRIBUTES_VALID,
         attr,
@@ -26,7 +26,12 @@ pub(super) fn getattr(queue: &Queue, slot: &mut SlotBuf) -> usize {
 }
 
 /// Size, mode, times, and with allow-other the owner. Everything is checked before anything is changed.
-pub(super) async fn setattr(queue: &Queue, slot: &mut SlotBuf, change: &Setattr) -> Answer {
+pub(super) async fn setattr(
+    queue: &Queue,
+    file: &Local,
+    slot: &mut SlotBuf,
+    change: &Setattr,
+) -> Answer {
     const SERVED: u32 = fattr::MODE
         | fattr::UID
         | fattr::GID
@@ -49,7 +54,7 @@ pub(super) async fn setattr(queue: &Queue, slot: &mut SlotBuf, change: &Setattr)
         return Err(libc::EOPNOTSUPP);
     }
     if has(fattr::MODE) {
-        if !shared.options.writable && change.mode & 0o222 != 0 {
+        if !file.file.writable && change.mode & 0o222 != 0 {
             return Err(libc::EROFS);
         }
         if !others && change.mode & 0o077 != 0 {
@@ -57,9 +62,9 @@ pub(super) async fn setattr(queue: &Queue, slot: &mut SlotBuf, change: &Setattr)
         }
     }
     if has(fattr::SIZE) {
-        truncate(queue, change.size).await?;
+        truncate(queue, file, change.size).await?;
     }
-    let attributes = &shared.attributes;
+    let attributes = &file.file.attributes;
     if has(fattr::MODE) {
         attributes.set_mode(change.mode);
     }
@@ -75,40 +80,43 @@ pub(super) async fn setattr(queue: &Queue, slot: &mut SlotBuf, change: &Setattr)
     if has(fattr::MTIME | fattr::MTIME_NOW) {
         attributes.set_modified((!has(fattr::MTIME_NOW)).then(|| nanoseconds(change.mtime)));
     }
-    Ok(getattr(queue, slot))
+    Ok(getattr(file, slot))
 }
 
-async fn truncate(queue: &Queue, size: u64) -> Result<(), i32> {
-    let shared = &*queue.shared;
-    if !shared.options.writable {
+async fn truncate(queue: &Queue, file: &Local, size: u64) -> Result<(), i32> {
+    if !file.file.writable {
         return Err(libc::EROFS);
     }
     // The sizes of off_t; past them a host file cannot go.
     if i64::try_from(size).is_err() {
         return Err(libc::EFBIG);
     }
-    let node = queue.node();
+    let node = file.node();
     if !size.is_multiple_of(u64::from(node.limits().size_alignment)) {
         return Err(libc::EINVAL);
     }
-    let resized = super::resize(queue, size, Resize::Exactly, false).await;
+    let resized = super::resize(file, size, Resize::Exactly, false).await;
     resized.map_err(|e| disk_error(queue, &e))?;
-    shared.attributes.mark_written();
+    file.file.wrote(0, 0);
     Ok(())
 }
 
 /// Direct I/O with parallel writes. O_TRUNC is ignored on a disk of fixed size, as on a block device, so that
 /// `cat image > export` works.
-pub(super) async fn open(queue: &Queue, slot: &mut SlotBuf, flags: u32) -> Answer {
-    let shared = &*queue.shared;
+pub(super) async fn open(queue: &Queue, file: &Local, slot: &mut SlotBuf, flags: u32) -> Answer {
     let mode = flags & libc::O_ACCMODE as u32;
-    if !shared.options.writable && mode != libc::O_RDONLY as u32 {
+    if !file.file.right.is_there() {
+        // The kernel remembered a name that is gone.
+        return Err(libc::ESTALE);
+    }
+    if !file.file.writable && mode != libc::O_RDONLY as u32 {
         return Err(libc::EACCES);
     }
-    if shared.options.growable && flags & libc::O_TRUNC as u32 != 0 {
-        truncate(queue, 0).await?;
+    if file.file.growable && flags & libc::O_TRUNC as u32 != 0 {
+        truncate(queue, file, 0).await?;
     }
-    if let Some(id) = shared.backing.get().and_then(Backing::id) {
+    file.file.opened();
+    if let Some(id) = queue.shared.backing.get().and_then(Backing::id) {
         return Ok(slot.put_struct(&OpenOut {
             open_flags: fopen::PASSTHROUGH,
             backing_id: id,

@@ -4,14 +4,21 @@ use diskfuse_block::{Access, Extent, Resize, SECTOR, io};
 
 use super::{Answer, disk_error};
 use crate::abi::WriteOut;
+use crate::file::Local;
 use crate::queue::Queue;
 use crate::request::Operation;
 use crate::shared::bump;
 use crate::slot::SlotBuf;
 
 /// Reads are short at the end of the disk, and empty past it.
-pub(super) async fn read(queue: &Queue, slot: &mut SlotBuf, offset: u64, size: u32) -> Answer {
-    let node = queue.node();
+pub(super) async fn read(
+    queue: &Queue,
+    file: &Local,
+    slot: &mut SlotBuf,
+    offset: u64,
+    size: u32,
+) -> Answer {
+    let node = file.node();
     let node = &**node;
     let left = node.size().saturating_sub(offset);
     let len = u64::from(size).min(slot.size() as u64).min(left);
@@ -44,19 +51,26 @@ fn count_read(queue: &Queue, len: u64) {
 
 /// Writes over the end are short, or grow a growable disk; at or past the end of a fixed one they meet ENOSPC, as on
 /// a block device.
-pub(super) async fn write(queue: &Queue, slot: &mut SlotBuf, offset: u64, size: u32) -> Answer {
-    let shared = &*queue.shared;
-    if !shared.options.writable {
+pub(super) async fn write(
+    queue: &Queue,
+    shown: &Local,
+    slot: &mut SlotBuf,
+    offset: u64,
+    size: u32,
+) -> Answer {
+    if !shown.file.writable {
         return Err(libc::EROFS);
     }
-    let len = fit(queue, offset, u64::from(size)).await?;
+    let len = fit(queue, shown, offset, u64::from(size)).await?;
     if len > 0 {
-        let node = queue.node();
+        let node = shown.node();
         let node = &**node;
         let bytes = len as usize;
         let whole = |l: u64| l == len;
         let (result, buf) = match node.resolve(Access::Write, offset, len) {
-            Extent::Void { len: l } if whole(l) => return Ok(wrote(queue, slot, len)),
+            Extent::Void { len: l } if whole(l) => {
+                return Ok(wrote(queue, shown, slot, offset, len));
+            }
             Extent::Host {
                 file,
                 offset,
@@ -68,7 +82,7 @@ pub(super) async fn write(queue: &Queue, slot: &mut SlotBuf, offset: u64, size: 
         slot.put(buf);
         result.map_err(|e| disk_error(queue, &e))?;
     }
-    Ok(wrote(queue, slot, len))
+    Ok(wrote(queue, shown, slot, offset, len))
 }
 
 /// The answer to a read of `len` bytes where there is nothing.
@@ -79,10 +93,10 @@ fn read_void(queue: &Queue, slot: &mut SlotBuf, len: u64) -> usize {
     len as usize
 }
 
-/// The answer to a write of which `len` bytes are done.
-fn wrote(queue: &Queue, slot: &mut SlotBuf, len: u64) -> usize {
+/// The answer to a write at `offset` of which `len` bytes are done.
+fn wrote(queue: &Queue, file: &Local, slot: &mut SlotBuf, offset: u64, len: u64) -> usize {
     if len > 0 {
-        queue.shared.attributes.mark_written();
+        file.file.wrote(offset, len);
     }
     bump(&queue.lane().writes, 1);
     bump(&queue.lane().written_bytes, len);
@@ -93,13 +107,16 @@ fn wrote(queue: &Queue, slot: &mut SlotBuf, len: u64) -> usize {
 }
 
 /// Does what takes no waiting: reads and writes where there is nothing. `None`, and nothing is done, if it is not that.
-pub(super) fn at_once(queue: &Queue, slot: &mut SlotBuf, operation: &Operation) -> Option<Answer> {
-    let node = queue.node();
+pub(super) fn at_once(
+    queue: &Queue,
+    file: &Local,
+    slot: &mut SlotBuf,
+    operation: &Operation,
+) -> Option<Answer> {
+    let node = file.node();
     let (access, offset, size) = match *operation {
         Operation::Read { offset, size } => (Access::Read, offset, size),
-        Operation::Write { offset, size } if queue.shared.options.writable => {
-            (Access::Write, offset, size)
-        }
+        Operation::Write { offset, size } if file.file.writable => (Access::Write, offset, size),
         _ => return None,
     };
     let len = u64::from(size);
@@ -113,7 +130,7 @@ pub(super) fn at_once(queue: &Queue, slot: &mut SlotBuf, operation: &Operation) 
         }
         (Extent::Void { len: l }, Access::Write) if l == len => {
             queue.found_void(true);
-            Some(Ok(wrote(queue, slot, len)))
+            Some(Ok(wrote(queue, file, slot, offset, len)))
         }
         _ => {
             queue.found_void(false);
@@ -123,17 +140,16 @@ pub(super) fn at_once(queue: &Queue, slot: &mut SlotBuf, operation: &Operation) 
 }
 
 /// How much of a write at `offset` fits, after growing the disk if that is allowed.
-async fn fit(queue: &Queue, offset: u64, size: u64) -> Result<u64, i32> {
-    let shared = &*queue.shared;
-    let node = queue.node();
+async fn fit(queue: &Queue, file: &Local, offset: u64, size: u64) -> Result<u64, i32> {
+    let node = file.node();
     let disk = node.size();
     let end = offset.checked_add(size).ok_or(libc::EFBIG)?;
     if end <= disk || size == 0 {
         return Ok(size);
     }
-    if shared.options.growable {
+    if file.file.growable {
         let grown = end.checked_next_multiple_of(SECTOR).ok_or(libc::EFBIG)?;
-        let resized = super::resize(queue, grown, Resize::AtLeast, false).await;
+        let resized = super::resize(file, grown, Resize::AtLeast, false).await;
         resized.map_err(|e| disk_error(queue, &e))?;
         return Ok(size);
     }
@@ -144,13 +160,20 @@ async fn fit(queue: &Queue, offset: u64, size: u64) -> Result<u64, i32> {
     }
 }
 
-/// Everything that was answered before is on stable storage when this is answered.
-pub(super) async fn flush(queue: &Queue) -> Answer {
-    let shared = &*queue.shared;
-    if shared.options.writable {
-        let flushed = queue.node().flush().await;
+/// Everything that was answered before is on stable storage when this is answered. `closed` if the file is being closed: then,
+/// or now, a tree may have to look different.
+pub(super) async fn flush(queue: &Queue, file: &Local, closed: bool) -> Answer {
+    let shown = &*file.file;
+    if shown.writable {
+        let flushed = file.node().flush().await;
         flushed.map_err(|e| disk_error(queue, &e))?;
     }
     bump(&queue.lane().flushes, 1);
+    if let Some(watch) = &shown.watch
+        && watch.is_due(closed)
+        && let Some(tree) = queue.shared.content.tree()
+    {
+        tree.refresh().await;
+    }
     Ok(0)
 }

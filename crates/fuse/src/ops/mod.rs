@@ -3,14 +3,16 @@
 
 mod attr;
 mod data;
+mod names;
 mod space;
 
 use diskfuse_block::{Error, Kind, Resize};
 
 use crate::abi::{StatfsOut, init};
+use crate::file::Local;
 use crate::handshake::{self, Offer, Wish};
 use crate::queue::Queue;
-use crate::request::Operation;
+use crate::request::{Operation, Request};
 use crate::shared::bump;
 use crate::slot::SlotBuf;
 
@@ -41,26 +43,73 @@ pub(crate) fn disk_error(queue: &Queue, error: &Error) -> i32 {
 }
 
 /// Does what was asked if that takes no waiting; `None`, and nothing is done, if it may take some.
-pub(crate) fn at_once(queue: &Queue, slot: &mut SlotBuf, operation: &Operation) -> Option<Answer> {
-    data::at_once(queue, slot, operation)
+pub(crate) fn at_once(queue: &Queue, slot: &mut SlotBuf, request: &Request) -> Option<Answer> {
+    let file = queue.local(request.nodeid)?;
+    data::at_once(queue, &file, slot, &request.operation)
 }
 
 /// Does what was asked. `INIT` is here too: the queue sees to it that it comes first.
-pub(crate) async fn perform(queue: &Queue, slot: &mut SlotBuf, operation: Operation) -> Answer {
+pub(crate) async fn perform(queue: &Queue, slot: &mut SlotBuf, request: Request) -> Answer {
+    let Request {
+        nodeid, operation, ..
+    } = request;
+    match queue.local(nodeid) {
+        Some(file) => on_file(queue, &file, slot, operation).await,
+        None => on_others(queue, nodeid, slot, operation).await,
+    }
+}
+
+async fn on_file(queue: &Queue, file: &Local, slot: &mut SlotBuf, operation: Operation) -> Answer {
     match operation {
-        Operation::Read { offset, size } => data::read(queue, slot, offset, size).await,
-        Operation::Write { offset, size } => data::write(queue, slot, offset, size).await,
-        Operation::Flush | Operation::Fsync => data::flush(queue).await,
-        Operation::Getattr => Ok(attr::getattr(queue, slot)),
-        Operation::Setattr(ref change) => attr::setattr(queue, slot, change).await,
-        Operation::Open { flags } => attr::open(queue, slot, flags).await,
+        Operation::Read { offset, size } => data::read(queue, file, slot, offset, size).await,
+        Operation::Write { offset, size } => data::write(queue, file, slot, offset, size).await,
+        Operation::Flush => data::flush(queue, file, true).await,
+        Operation::Fsync => data::flush(queue, file, false).await,
+        Operation::Getattr => Ok(attr::getattr(file, slot)),
+        Operation::Setattr(ref change) => attr::setattr(queue, file, slot, change).await,
+        Operation::Open { flags } => attr::open(queue, file, slot, flags).await,
+        Operation::Release => {
+            names::release(queue, file).await;
+            Ok(0)
+        }
         Operation::Fallocate {
             mode,
             offset,
             length,
-        } => space::fallocate(queue, mode, offset, length).await,
-        Operation::Lseek { offset, whence } => space::lseek(queue, slot, offset, whence).await,
-        Operation::Statfs => Ok(statfs(queue, slot)),
+        } => space::fallocate(queue, file, mode, offset, length).await,
+        Operation::Lseek { offset, whence } => {
+            space::lseek(queue, file, slot, offset, whence).await
+        }
+        Operation::Statfs => Ok(statfs(Some(file), slot)),
+        // A file has no names inside itself.
+        Operation::Lookup { .. } => Err(libc::ENOENT),
+        Operation::Opendir
+        | Operation::Readdir { .. }
+        | Operation::Fsyncdir
+        | Operation::Releasedir
+        | Operation::Rename => Err(libc::ENOTDIR),
+        Operation::Readlink => Err(libc::EINVAL),
+        other => without_inode(queue, slot, other),
+    }
+}
+
+/// What is asked of a directory, a link or a text, or of nothing that has an inode number.
+async fn on_others(queue: &Queue, ino: u64, slot: &mut SlotBuf, operation: Operation) -> Answer {
+    match operation {
+        Operation::Init { .. }
+        | Operation::Destroy
+        | Operation::Silent
+        | Operation::Unknown { .. } => without_inode(queue, slot, operation),
+        Operation::Statfs => Ok(statfs(None, slot)),
+        other => match queue.shared.content.tree() {
+            Some(tree) => names::perform(tree, ino, slot, other).await,
+            None => Err(libc::ESTALE),
+        },
+    }
+}
+
+fn without_inode(queue: &Queue, slot: &mut SlotBuf, operation: Operation) -> Answer {
+    match operation {
         Operation::Init {
             major,
             minor,
@@ -75,12 +124,10 @@ pub(crate) async fn perform(queue: &Queue, slot: &mut SlotBuf, operation: Operat
             };
             init(queue, slot, offer)
         }
-        // The only file has no name inside itself.
-        Operation::Lookup => Err(libc::ENOENT),
         // Silent requests go unanswered before they come here.
-        Operation::Release | Operation::Destroy | Operation::Silent => Ok(0),
-        Operation::Unknown { opcode } => {
-            tracing::trace!(opcode, "not served");
+        Operation::Destroy | Operation::Silent => Ok(0),
+        other => {
+            tracing::trace!(?other, "not served");
             Err(libc::ENOSYS)
         }
     }
@@ -91,7 +138,7 @@ fn init(queue: &Queue, slot: &mut SlotBuf, offer: Offer) -> Answer {
     let wish = Wish {
         max_background: shared.options.max_background,
         max_request: shared.plan.max_request,
-        ring: shared.plan.ring.is_some(),
+        ring: shared.offers_ring(),
         passthrough: shared.backing.get().is_some(),
     };
     let answered = handshake::answer(offer, wish).map_err(|why| format!("the kernel's FUSE {why}"));
@@ -119,22 +166,22 @@ fn init(queue: &Queue, slot: &mut SlotBuf, offer: Offer) -> Answer {
 
 /// Changes the disk's size, which a growable export may do at any time and others must ask for.
 async fn resize(
-    queue: &Queue,
+    file: &Local,
     size: u64,
     how: Resize,
     preallocate: bool,
 ) -> diskfuse_block::Result<()> {
-    let shared = &*queue.shared;
-    let asked = (!shared.options.growable).then(|| shared.right.to_resize());
+    let shown = &*file.file;
+    let asked = (!shown.growable).then(|| shown.right.to_resize());
     let _right = asked.transpose()?;
-    queue.node().resize(size, how, preallocate).await
+    file.node().resize(size, how, preallocate).await
 }
 
-fn statfs(queue: &Queue, slot: &mut SlotBuf) -> usize {
+fn statfs(file: Option<&Local>, slot: &mut SlotBuf) -> usize {
     const BLOCK: u32 = 512;
-    let node = queue.node();
-    let size = node.size();
-    let allocated = node.allocated().min(size);
+    let node = file.map(Local::node);
+    let size = node.as_ref().map_or(0, |node| node.size());
+    let allocated = node.as_ref().map_or(0, |node| node.allocated()).min(size);
     let free = (size - allocated) / u64::from(BLOCK);
     slot.put_struct(&StatfsOut {
         blocks: size / u64::from(BLOCK),

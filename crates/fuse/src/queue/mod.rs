@@ -16,17 +16,15 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Poll, Waker};
 
-use diskfuse_block::Node;
 use diskfuse_ring::SharedFd;
 
-use crate::shared::{End, Lane, Shared};
+use crate::abi::ROOT;
+use crate::file::Local;
+use crate::shared::{Lane, Shared};
 use placement::Whereabouts;
 use ring::RingSide;
 use scale::Scale;
 use slots::{Slot, Slots};
-
-/// A node, and how often it had been changed before.
-type Known = (u64, Rc<Arc<dyn Node>>);
 
 /// See the module. It lives and dies on its thread.
 pub(crate) struct Queue {
@@ -42,8 +40,10 @@ pub(crate) struct Queue {
     /// What this thread has in the kernel's queues of FUSE over io_uring.
     ring: RingSide,
     whereabouts: Whereabouts,
-    /// What this thread knows the export's node by: counted on this thread only. Nothing while the queue rests.
-    node: RefCell<Option<Known>>,
+    /// The mount's root, if it is a file: what this thread knows it by.
+    root: Option<Rc<Local>>,
+    /// The files of a tree that this thread has met, by their inode numbers.
+    met: RefCell<Vec<Option<Rc<Local>>>>,
     /// See [`Queue::found_void`].
     void: Cell<bool>,
 }
@@ -75,9 +75,11 @@ impl Drop for Membership {
 pub(crate) async fn run(mut membership: Membership, device: SharedFd) {
     let index = membership.index;
     let shared = Arc::clone(&membership.shared);
+    let root = shared.content.root_file().map(Arc::clone);
     let queue = Rc::new(Queue {
         shared,
-        node: RefCell::new(None),
+        root: root.map(|file| Rc::new(Local::new(file))),
+        met: RefCell::default(),
         device,
         index,
         slots: Slots::default(),
@@ -100,11 +102,12 @@ pub(crate) async fn run(mut membership: Membership, device: SharedFd) {
     queue.leave_place();
     queue.slots.close();
     let last = queue.shared.done_serving();
-    if last
-        && queue.shared.options.writable
-        && let Err(error) = queue.node().flush().await
-    {
-        queue.shared.last_flush_failed(error);
+    if last && queue.shared.options.writable {
+        for node in queue.shared.content.written() {
+            if let Err(error) = node.flush().await {
+                queue.shared.last_flush_failed(error);
+            }
+        }
     }
     drop(queue);
     membership.served = true;
@@ -117,24 +120,39 @@ impl Queue {
         &self.shared.lanes[self.index]
     }
 
-    /// The node that the export shows. A request keeps what it got here until it is answered: the export is given another
-    /// one only while nothing is in flight.
-    pub(crate) fn node(&self) -> Rc<Arc<dyn Node>> {
-        let mut known = self.node.borrow_mut();
-        if let Some((generation, node)) = &*known
-            && *generation == self.shared.node.generation()
-        {
-            return Rc::clone(node);
+    /// The file of an inode number; `None` if that is something else, or nothing.
+    pub(crate) fn local(&self, ino: u64) -> Option<Rc<Local>> {
+        if ino == ROOT {
+            return self.root.clone();
         }
-        let (generation, node) = self.shared.node.get();
-        let node = Rc::new(node);
-        *known = Some((generation, Rc::clone(&node)));
-        node
+        let index = usize::try_from(ino).ok()?;
+        if let Some(Some(local)) = self.met.borrow().get(index) {
+            return Some(Rc::clone(local));
+        }
+        self.meet(ino, index)
     }
 
-    /// Lets go of the node until there is a request: an idle queue must not keep open what the export shows no more.
-    fn let_go_of_node(&self) {
-        drop(self.node.take());
+    /// Lets go of all nodes until there is a request.
+    fn let_go_of_nodes(&self) {
+        self.root.iter().for_each(|local| local.let_go_of_node());
+        let met = self.met.borrow();
+        met.iter()
+            .flatten()
+            .for_each(|local| local.let_go_of_node());
+    }
+
+    /// The first request of this thread for a file of a tree.
+    #[cold]
+    fn meet(&self, ino: u64, index: usize) -> Option<Rc<Local>> {
+        // There are [`MOST_FILES`](crate::tree::MOST_FILES) of them at most.
+        let file = self.shared.content.tree()?.file(ino)?;
+        let local = Rc::new(Local::new(file));
+        let mut met = self.met.borrow_mut();
+        if met.len() <= index {
+            met.resize(index + 1, None);
+        }
+        *met.get_mut(index)? = Some(Rc::clone(&local));
+        Some(local)
     }
 
     /// A read or a write found nothing where it went, or something: the next one is likely to find the same.
@@ -190,7 +208,7 @@ impl Queue {
 
     /// The connection is gone.
     fn disconnected(&self) {
-        if self.shared.end(End::Unmounted) {
+        if self.shared.disconnected() {
             tracing::warn!(
                 export = %self.shared.options.id,
                 mountpoint = %self.shared.options.mountpoint.display(),

@@ -158,7 +158,7 @@ impl Queue {
             Ok(request) => {
                 self.count_for_placement();
                 if self.void.get()
-                    && let Some(answer) = ops::at_once(self, &mut memory, &request.operation)
+                    && let Some(answer) = ops::at_once(self, &mut memory, &request)
                 {
                     let (header, len) = Pending::new(None, request.unique).header(answer);
                     self.commit(entry, memory, &header, len);

@@ -10,12 +10,15 @@ use crate::request::{Operation, Request};
 
 /// Serves the requests of one slot until the queue is gone.
 pub(super) async fn run(queue: Rc<Queue>, slot: Rc<Slot>) {
-    while let Some(Request { unique, operation }) = slot.assigned().await {
+    while let Some(request) = slot.assigned().await {
+        let Request {
+            unique, operation, ..
+        } = request;
         let entry = slot.entry();
         let device = entry.is_none().then_some(&queue.device);
         let pending = Pending::new(device, unique);
         let mut memory = slot.take_memory();
-        let answer = ops::perform(&queue, &mut memory, operation).await;
+        let answer = ops::perform(&queue, &mut memory, request).await;
         let greeted = matches!((operation, &answer), (Operation::Init { .. }, Ok(_)));
         let (header, len) = pending.header(answer);
         if let Some(entry) = entry {

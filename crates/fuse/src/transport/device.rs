@@ -15,9 +15,7 @@ use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, Setter, ioctl, opcode};
 
 use zerocopy::IntoBytes;
 
-use crate::abi::{
-    BackingMap, NOTIFY_INVAL_INODE, NotifyInvalInodeOut, OUT_HEADER, OutHeader, ROOT,
-};
+use crate::abi::{BackingMap, NOTIFY_INVAL_INODE, NotifyInvalInodeOut, OUT_HEADER, OutHeader};
 
 /// `FUSE_DEV_IOC_CLONE`: `_IOR(229, 0, uint32_t)`.
 const CLONE: Opcode = opcode::read::<u32>(229, 0);
@@ -42,9 +40,9 @@ pub(crate) fn clone_of(first: &SharedFd) -> io::Result<SharedFd> {
 }
 
 /// Tells the kernel that what it knows of the file's attributes is not true any more.
-pub(crate) fn forget_attributes(connection: &SharedFd) -> io::Result<()> {
+pub(crate) fn forget_attributes(connection: &SharedFd, ino: u64) -> io::Result<()> {
     let notice = NotifyInvalInodeOut {
-        ino: ROOT,
+        ino,
         off: -1,
         len: 0,
     };

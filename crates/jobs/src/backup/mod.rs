@@ -19,7 +19,7 @@ use crate::drive::{Driver, crew};
 use crate::event::{ErrorAction, Operation};
 use crate::job::{Job, JobConfig};
 use crate::policy::OnError;
-use crate::registry::{Jobs, Start};
+use crate::registry::{Jobs, Start, Undo};
 use crate::seat::{Rights, Seat};
 use crate::status::JobType;
 pub use before::OnCbwError;
@@ -174,7 +174,7 @@ pub fn backup(jobs: &Jobs, graph: &Graph, config: BackupConfig) -> Result<Start>
         driver: Box::new(driver),
         nodes: vec![node],
         changes,
-        undo,
+        undo: Undo::new(graph, undo),
     })
 }
 

@@ -20,7 +20,7 @@ use crate::drive::{Driver, crew};
 use crate::event::{ErrorAction, Operation};
 use crate::job::{Ending, Job, JobConfig};
 use crate::policy::OnError;
-use crate::registry::{Jobs, Start};
+use crate::registry::{Jobs, Start, Undo};
 use crate::seat::{Rights, Seat};
 use crate::status::JobType;
 use tracker::{AroundSource, Tracker};
@@ -198,7 +198,7 @@ pub(crate) fn start(jobs: &Jobs, graph: &Graph, config: MirrorConfig, what: What
         driver: Box::new(driver),
         nodes: vec![name],
         changes,
-        undo,
+        undo: Undo::new(graph, undo),
     })
 }
 

@@ -137,6 +137,10 @@ impl Guest {
             sector -= sector % cluster;
             count = count.next_multiple_of(cluster).min(sectors - sector);
         }
+        if case.backing && rng.chance(15) {
+            // Nobody can see it.
+            return self.node.populate(sector * SECTOR, count * SECTOR).await;
+        }
         let kind = rng.below(100);
         let (flushes, discards) = (case.flushes, case.flushes + case.discards);
         let zeroes = discards + case.zeroes;

@@ -119,10 +119,6 @@ impl Node for ThrottleNode {
         self.child.block_status(offset, len)
     }
 
-    fn close(&self) -> LocalFuture<'_, Result<()>> {
-        self.child.close()
-    }
-
     fn let_go(&self) -> Option<LetGo> {
         Some(Box::new(self.member.release()))
     }
