@@ -186,16 +186,18 @@ impl DrainHook for File {
 /// A file as one thread knows it: what it counts references with is its own.
 pub(crate) struct Local {
     pub(crate) file: Arc<File>,
-    /// The node, and the generation that it was found in.
-    node: RefCell<(u64, Rc<Arc<dyn Node>>)>,
+    /// The node, and the generation that it was found in. Nothing while the queue rests.
+    node: RefCell<Option<(u64, Known)>>,
 }
+
+/// A node, counted on one thread only.
+type Known = Rc<Arc<dyn Node>>;
 
 impl Local {
     pub(crate) fn new(file: Arc<File>) -> Self {
-        let (generation, node) = file.node.get();
         Self {
             file,
-            node: RefCell::new((generation, Rc::new(node))),
+            node: RefCell::new(None),
         }
     }
 
@@ -203,10 +205,19 @@ impl Local {
     /// only while nothing is in flight.
     pub(crate) fn node(&self) -> Rc<Arc<dyn Node>> {
         let mut known = self.node.borrow_mut();
-        if known.0 != self.file.node.generation() {
-            let (generation, node) = self.file.node.get();
-            *known = (generation, Rc::new(node));
+        if let Some((generation, node)) = &*known
+            && *generation == self.file.node.generation()
+        {
+            return Rc::clone(node);
         }
-        Rc::clone(&known.1)
+        let (generation, node) = self.file.node.get();
+        let node = Rc::new(node);
+        *known = Some((generation, Rc::clone(&node)));
+        node
+    }
+
+    /// Lets go of the node until there is a request: an idle queue must not keep open what the file shows no more.
+    pub(crate) fn let_go_of_node(&self) {
+        drop(self.node.take());
     }
 }

@@ -43,10 +43,10 @@ pub(crate) async fn drive(job: &Arc<Job>, driver: Box<dyn Driver>) {
     // What it held of its nodes is given back before anybody hears of the end.
     drop(driver);
     job.conclude(succeeded);
-    if !job.auto_dismiss() {
-        job.dismissed().await;
+    match job.auto_dismiss() {
+        true => job.go(Status::Null),
+        false => job.dismissed().await,
     }
-    job.go(Status::Null);
 }
 
 async fn work(job: &Arc<Job>, driver: &dyn Driver) -> bool {

@@ -48,7 +48,7 @@ impl Jobs {
     pub fn list(&self) -> Vec<Arc<Job>> {
         let entries = self.roll.0.lock();
         let jobs = entries.iter().map(|entry| &entry.job);
-        let seen = jobs.filter(|job| job.status() != Status::Undefined);
+        let seen = jobs.filter(|job| !matches!(job.status(), Status::Undefined | Status::Null));
         seen.cloned().collect()
     }
 
@@ -65,11 +65,12 @@ impl Jobs {
         found.ok_or_else(|| Error::new(Kind::NotFound, format!("Block job '{id}' not found")))
     }
 
-    /// The kind of job that works on a node, if one does: such a node can be neither removed nor resized.
+    /// The kind of job that works on a node, if one does that has begun: such a node can be neither removed nor resized.
     pub fn job_on(&self, node: &str) -> Option<JobType> {
         let entries = self.roll.0.lock();
         let on = |entry: &&Entry| entry.nodes.iter().any(|name| name == node);
-        let mut live = entries.iter().filter(|e| !e.job.status().is_over());
+        let works = |status: Status| status != Status::Undefined && !status.is_over();
+        let mut live = entries.iter().filter(|e| works(e.job.status()));
         live.find(on).map(|entry| entry.job.kind())
     }
 
@@ -82,7 +83,8 @@ impl Jobs {
     ) -> Result<Admission> {
         check_id(&config.id)?;
         let mut entries = self.roll.0.lock();
-        if entries.iter().any(|entry| entry.job.id() == config.id) {
+        let mut known = entries.iter().filter(|e| e.job.status() != Status::Null);
+        if known.any(|entry| entry.job.id() == config.id) {
             let message = format!("Job ID '{}' already in use", config.id);
             return Err(Error::new(Kind::Exists, message));
         }

@@ -72,6 +72,7 @@ impl Queue {
     async fn rest(&self) {
         let lane = self.lane();
         self.settled().await;
+        self.let_go_of_nodes();
         lane.quiet.store(true, Ordering::SeqCst);
         self.shared.became_quiet();
         std::future::poll_fn(|_| {

@@ -132,6 +132,15 @@ impl Queue {
         self.meet(ino, index)
     }
 
+    /// Lets go of all nodes until there is a request.
+    fn let_go_of_nodes(&self) {
+        self.root.iter().for_each(|local| local.let_go_of_node());
+        let met = self.met.borrow();
+        met.iter()
+            .flatten()
+            .for_each(|local| local.let_go_of_node());
+    }
+
     /// The first request of this thread for a file of a tree.
     #[cold]
     fn meet(&self, ino: u64, index: usize) -> Option<Rc<Local>> {

@@ -367,6 +367,8 @@ impl Driver for Backup {
                 incremental.settle(&self.before, succeeded);
             }
             self.before.let_everything_through();
+            // Whoever was above the wrap may hold on to it for a while; the target is free all the same.
+            self.before.target.leave();
         })
     }
 }

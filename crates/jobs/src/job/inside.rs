@@ -100,12 +100,14 @@ impl Job {
     /// All is over, and everything in order.
     pub(crate) fn conclude(&self, succeeded: bool) {
         self.update(|state| {
+            // One that has failed by itself is cancelled by the others of its transaction, too.
+            let completed = succeeded || state.error.is_some() || !state.cancelled;
             if !succeeded {
                 state.error.get_or_insert_with(|| CANCELLED.to_owned());
             }
             if self.kind.is_block_job() {
                 let job = self.data(state);
-                state.events.push(match succeeded || !state.cancelled {
+                state.events.push(match completed {
                     true => JobEvent::Completed {
                         job,
                         error: state.error.clone(),
@@ -118,7 +120,7 @@ impl Job {
     }
 
     pub(crate) async fn dismissed(&self) {
-        let look = || self.state.lock().dismissed.then_some(());
+        let look = || (self.status() == Status::Null).then_some(());
         self.changed.until(look).await;
     }
 

@@ -83,7 +83,6 @@ struct State {
     in_flight: usize,
     cancelled: bool,
     ending: Option<Ending>,
-    dismissed: bool,
     pace: Pace,
     done: u64,
     total: u64,
@@ -158,7 +157,6 @@ impl Job {
             in_flight: 0,
             cancelled: false,
             ending: None,
-            dismissed: false,
             pace: Pace::new(config.speed),
             done: 0,
             total: 0,
@@ -352,10 +350,10 @@ impl Job {
         Ok(())
     }
 
-    /// `job-dismiss`: it is forgotten.
+    /// `job-dismiss`: it is forgotten when this returns, and its id is free.
     pub fn dismiss(&self) -> Result<()> {
         self.command(Verb::Dismiss, |state| {
-            state.dismissed = true;
+            state.go(Status::Null);
             Ok(())
         })
     }

@@ -492,6 +492,8 @@ impl Driver for Mirror {
             if !self.pivoted.load(Ordering::SeqCst) {
                 unwrap(&self.graph, &self.config.source, &self.wrap).await;
             }
+            // Whoever was above the wrap may hold on to it for a while; the target is free all the same.
+            self.target.leave();
         })
     }
 

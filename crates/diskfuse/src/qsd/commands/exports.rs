@@ -1,11 +1,17 @@
 //! Commands about exports.
 
+use std::time::{Duration, Instant};
+
+use diskfuse_fuse::Export;
 use diskfuse_monitor::commands::{BlockExportDel, BlockExportInfo, ExportType, RemoveMode};
 
 use super::Commands;
 use crate::daemon::Daemon;
 use crate::error::{Error, Result};
 use crate::qsd::exports;
+
+/// How long the last requests of an export that nobody uses any more may take to be answered.
+const SOON: Duration = Duration::from_millis(50);
 
 /// `block-export-add`: the file is usable when this returns.
 pub fn add(
@@ -29,13 +35,25 @@ pub fn delete(daemon: &mut Daemon, what: &BlockExportDel) -> Result<()> {
             "Export '{id}' is already shutting down"
         )));
     }
-    if what.mode != Some(RemoveMode::Hard) && export.stats().in_flight > 0 {
+    if what.mode != Some(RemoveMode::Hard) && !becomes_idle(export) {
         return Err(Error::Refused(format!(
             "export '{id}' still in use (mode=hard removes it all the same)"
         )));
     }
     daemon.stop_export(id);
     Ok(())
+}
+
+/// Whether it is or soon becomes free of requests: those that follow on a close(2) come after the caller has gone on.
+fn becomes_idle(export: &Export) -> bool {
+    let end = Instant::now() + SOON;
+    while export.stats().in_flight > 0 {
+        if Instant::now() > end {
+            return false;
+        }
+        std::thread::sleep(SOON / 50);
+    }
+    true
 }
 
 /// `query-block-exports`.

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use super::monitor::{Monitors, ReplyHandle, Request};
 use super::nodes::Nodes;
 use super::objects::Objects;
-use super::{live, query};
+use super::query;
 use crate::daemon::{Attendant, Daemon};
 use crate::error::{Error, Result};
 use bitmaps::Bitmaps;
@@ -107,7 +107,7 @@ impl Commands {
             Command::BlockExportAdd(what) => exports::add(self, daemon, what).map(nothing),
             Command::BlockExportDel(what) => exports::delete(daemon, what).map(nothing),
             Command::QueryBlockExports => Ok(list(exports::query(daemon))),
-            Command::Transaction(what) => transaction::run(self, what).map(nothing),
+            Command::Transaction(what) => transaction::run(self, daemon, what).map(nothing),
             _ => self.of_nodes(daemon, command),
         }
     }
@@ -116,7 +116,7 @@ impl Commands {
         match command {
             Command::BlockdevAdd(what) => nodes::add(self, what).map(nothing),
             Command::BlockdevDel(what) => nodes::delete(self, what).map(nothing),
-            Command::BlockdevReopen(what) => nodes::reopen(self, what).map(nothing),
+            Command::BlockdevReopen(what) => nodes::reopen(self, daemon, what).map(nothing),
             Command::BlockdevCreate(what) => nodes::create(self, what).map(nothing),
             Command::BlockResize(what) => nodes::resize(self, daemon, what).map(nothing),
             Command::ChangeBackingFile(what) => nodes::change_backing_file(self, what).map(nothing),
@@ -131,15 +131,13 @@ impl Commands {
                 _ => Ok(json!([])),
             },
             Command::BlockdevSnapshot(what) => {
-                nodes::snapshot(self, &what.node, &what.overlay).map(nothing)
+                nodes::snapshot(self, daemon, &what.node, &what.overlay).map(nothing)
             }
             Command::BlockdevSnapshotInternalSync(what) => {
-                live::internal::create(&self.nodes, &what.device, &what.name).map(nothing)
+                nodes::snapshot_inside(self, &what.device, &what.name).map(nothing)
             }
             Command::BlockdevSnapshotDeleteInternalSync(what) => {
-                let (id, name) = (what.id.as_deref(), what.name.as_deref());
-                let gone = live::internal::delete(&self.nodes, &what.device, id, name)?;
-                Ok(query::snapshot_info(gone.into()).to_value())
+                nodes::delete_snapshot_inside(self, what)
             }
             _ => self.of_bitmaps(command),
         }

@@ -2,22 +2,24 @@
 
 use std::path::PathBuf;
 
-use diskfuse_block::graph::ChildRole;
-use diskfuse_block::{BackingName, SECTOR};
+use diskfuse_block::graph::{Attachment, ChildRole, User};
+use diskfuse_block::{BackingName, Permissions, Resize, SECTOR};
 use diskfuse_image::{Preallocation, create};
 use diskfuse_jobs::{JobConfig, JobType, run as run_job};
 use diskfuse_monitor::BlockdevOptions;
 use diskfuse_monitor::commands::{
-    BlockResize, BlockdevCreate, BlockdevDel, BlockdevReopen, ChangeBackingFile, CompressionType,
-    CreateFile, CreateOptions, CreateQcow2, PreallocMode, Qcow2Version,
+    BlockResize, BlockdevCreate, BlockdevDel, BlockdevReopen, BlockdevSnapshotDeleteInternal,
+    ChangeBackingFile, CompressionType, CreateFile, CreateOptions, CreateQcow2, Kind, PreallocMode,
+    Qcow2Version,
 };
 use diskfuse_qcow2::create::CreateOptions as Qcow2Create;
 use diskfuse_qcow2::format::{Backing, Compression};
+use serde_json::Value;
 
 use super::Commands;
 use crate::daemon::Daemon;
 use crate::error::{Error, Result};
-use crate::qsd::live;
+use crate::qsd::{live, query};
 
 /// `blockdev-add`.
 pub fn add(host: &Commands, options: &BlockdevOptions) -> Result<()> {
@@ -44,23 +46,44 @@ pub fn delete(host: &mut Commands, what: &BlockdevDel) -> Result<()> {
 }
 
 /// `blockdev-reopen`.
-pub fn reopen(host: &Commands, what: &BlockdevReopen) -> Result<()> {
+pub fn reopen(host: &Commands, daemon: &Daemon, what: &BlockdevReopen) -> Result<()> {
     for options in &what.options {
         if let Some(name) = &options.node_name {
             check_free(host, name)?;
         }
     }
-    live::reopen::reopen(&host.nodes, &what.options)
+    live::reopen::reopen(&host.nodes, &what.options)?;
+    daemon.sizes_changed();
+    Ok(())
 }
 
 /// `blockdev-snapshot`.
-pub fn snapshot(host: &Commands, node: &str, overlay: &str) -> Result<()> {
+pub fn snapshot(host: &Commands, daemon: &Daemon, node: &str, overlay: &str) -> Result<()> {
     check_free(host, node)?;
-    live::snapshot::snapshot(&host.nodes, node, overlay)
+    live::snapshot::snapshot(&host.nodes, node, overlay)?;
+    daemon.sizes_changed();
+    Ok(())
+}
+
+/// `blockdev-snapshot-internal-sync`.
+pub(super) fn snapshot_inside(host: &Commands, device: &str, name: &str) -> Result<()> {
+    check_free(host, device)?;
+    live::internal::create(&host.nodes, device, name)
+}
+
+/// `blockdev-snapshot-delete-internal-sync`.
+pub(super) fn delete_snapshot_inside(
+    host: &Commands,
+    what: &BlockdevSnapshotDeleteInternal,
+) -> Result<Value> {
+    check_free(host, &what.device)?;
+    let (id, name) = (what.id.as_deref(), what.name.as_deref());
+    let gone = live::internal::delete(&host.nodes, &what.device, id, name)?;
+    Ok(query::snapshot_info(gone.into()).to_value())
 }
 
 /// Refuses if a job works on the node.
-fn check_free(host: &Commands, name: &str) -> Result<()> {
+pub(super) fn check_free(host: &Commands, name: &str) -> Result<()> {
     match host.jobs.job_on(name) {
         None => Ok(()),
         Some(job) => Err(Error::Refused(format!(
@@ -131,32 +154,41 @@ fn create_file(host: &Commands, config: JobConfig, file: &CreateFile) -> Result<
 }
 
 fn create_qcow2(host: &Commands, config: JobConfig, what: &CreateQcow2) -> Result<()> {
-    let name = &what.file.0;
-    let file = live::find(&host.nodes, name)?;
+    let file = to_be_written(host, &what.file.0)?;
     let data_file = match &what.data_file {
         None => None,
-        Some(data) => {
-            let node = live::find(&host.nodes, &data.0)?;
-            let Some(filename) = node.filename() else {
-                return Err(Error::Refused(format!(
-                    "Node '{}' has no file name",
-                    data.0
-                )));
-            };
-            Some((node, filename))
-        }
+        Some(data) => Some(to_be_written(host, &data.0)?),
     };
-    let options = qcow2_options(what, data_file.as_ref().map(|(_, name)| name.clone()))?;
+    let name_of_data = match &data_file {
+        None => None,
+        Some(data) => Some(data.node()?.filename().ok_or_else(|| {
+            Error::Refused(format!("Node '{}' has no file name", data.node_name()))
+        })?),
+    };
+    let options = qcow2_options(what, name_of_data)?;
     let preallocation = preallocation(what.preallocation);
     let work = move || async move {
-        if let Some((data, _)) = data_file {
-            data.resize(options.size, diskfuse_block::Resize::Exactly, false)
-                .await?;
+        if let Some(data) = data_file {
+            let size = options.size;
+            data.node()?.resize(size, Resize::Exactly, false).await?;
         }
-        create::qcow2_on(&*file, &options, preallocation).await
+        create::qcow2_on(&*file.node()?, &options, preallocation).await
     };
     run_job(&host.jobs, JobType::Create, config, work)?;
     Ok(())
+}
+
+/// The right to write a whole image to a node, which nobody else may be using for something that this would spoil.
+fn to_be_written(host: &Commands, name: &str) -> Result<Attachment> {
+    live::find(&host.nodes, name)?;
+    let user = User {
+        name: "blockdev-create".to_owned(),
+        perm: Permissions::WRITER,
+        shared: Permissions::ALL,
+        drain: None,
+        follows: false,
+    };
+    Ok(host.nodes.graph.attach(name, user)?)
 }
 
 fn qcow2_options(what: &CreateQcow2, data_file: Option<String>) -> Result<Qcow2Create> {

@@ -11,7 +11,8 @@ use diskfuse_monitor::commands::{
 };
 
 use super::bitmaps::Removed;
-use super::{Commands, jobs};
+use super::{Commands, jobs, nodes};
+use crate::daemon::Daemon;
 use crate::error::{Error, Result};
 use crate::qsd::live;
 
@@ -27,7 +28,7 @@ enum Undo {
 }
 
 /// Carries all of the actions out, or none.
-pub fn run(host: &mut Commands, what: &Transaction) -> Result<()> {
+pub fn run(host: &mut Commands, daemon: &Daemon, what: &Transaction) -> Result<()> {
     let mode = what.properties.as_ref().and_then(|p| p.completion_mode);
     let group = (mode == Some(CompletionMode::Grouped)).then(JobTransaction::new);
     // Before anything is drained: nobody gets the right to use a node that is.
@@ -35,6 +36,7 @@ pub fn run(host: &mut Commands, what: &Transaction) -> Result<()> {
     let _drained = drain(host, &what.actions, &starts)?;
     let mut undo = Vec::new();
     let outcome = act(host, &what.actions, starts, &mut undo);
+    daemon.sizes_changed();
     if outcome.is_err() {
         for step in undo.into_iter().rev() {
             if let Err(error) = take_back(host, step) {
@@ -117,6 +119,11 @@ fn act(
 }
 
 fn one(host: &mut Commands, action: &Action) -> Result<Option<Undo>> {
+    match action {
+        Action::Snapshot(what) => nodes::check_free(host, &what.node)?,
+        Action::InternalSnapshot(what) => nodes::check_free(host, &what.device)?,
+        _ => {}
+    }
     let Commands { nodes, bitmaps, .. } = host;
     Ok(Some(match action {
         Action::Abort(_) => {

@@ -34,6 +34,8 @@ pub(super) fn while_closed<T>(
             "Node '{name}' is not a qcow2 image"
         )));
     };
+    // Closing flushes; most of it is done before anybody has to wait.
+    nodes.run(image.flush())??;
     let _drained = nodes.run(nodes.graph.drain(name))??;
     let config = image.config().clone();
     let (done, opened) = nodes.run(image.while_closed(&config, image.children(), work))?;

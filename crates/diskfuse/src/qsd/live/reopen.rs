@@ -46,8 +46,18 @@ struct Reopening<'n> {
 
 impl Reopening<'_> {
     fn carry_out(&mut self, all: &[BlockdevOptions]) -> Result<()> {
+        let mut names = Vec::new();
         for options in all {
             let name = self.check(options)?;
+            if names.contains(&name) {
+                return Err(Error::Refused(format!("Node '{name}' is named twice")));
+            }
+            names.push(name.clone());
+            // Closing flushes; most of it is done before anybody has to wait.
+            let node = self.nodes.graph.bare(&name)?;
+            if !node.read_only() {
+                self.nodes.run(node.flush())??;
+            }
             let drained = self.nodes.run(self.nodes.graph.drain(&name))??;
             self.drained.push(drained);
         }

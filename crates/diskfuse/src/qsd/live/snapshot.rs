@@ -31,6 +31,8 @@ pub fn snapshot(nodes: &Nodes, node: &str, overlay: &str) -> Result<()> {
             "The overlay has a raw data file, which cannot show a backing image",
         ));
     }
+    // Most of it before anybody has to wait.
+    nodes.run(below.flush())??;
     let _drained = nodes.run(nodes.graph.drain(node))??;
     // What was written is in the image below, whoever opens it next.
     nodes.run(below.flush())??;
