@@ -40,6 +40,8 @@ enum Event {
     Busy(Key),
     /// Somebody asks over the control socket, and waits for the answer.
     Control(Request, Sender<Answer>),
+    /// What belongs to more than the exports has ended.
+    Over,
     /// A client of a monitor gives a command.
     Monitor(Box<monitor::Request>),
 }
@@ -52,8 +54,22 @@ pub trait Attendant {
     /// An export has ended and left nothing behind.
     fn export_gone(&mut self, id: &str);
 
-    /// Everything is to end. Called once, before the exports are stopped.
-    fn ending(&mut self);
+    /// No command is taken any more.
+    fn hang_up(&mut self);
+
+    /// Everything is to end. Called once, before the exports are stopped; must not wait. If there is something to wait
+    /// for, `over` is to be called when it is done, from any thread; dropping it does the same.
+    fn ending(&mut self, over: Over);
+}
+
+/// Says that what belongs to more than the exports has ended: see [`Attendant::ending`].
+pub struct Over(Sender<Event>);
+
+impl Drop for Over {
+    fn drop(&mut self) {
+        // Fails when the main thread is past caring.
+        let _ = self.0.send(Event::Over);
+    }
 }
 
 /// Nobody: there are no monitors.
@@ -67,7 +83,9 @@ impl Attendant for Nobody {
 
     fn export_gone(&mut self, _: &str) {}
 
-    fn ending(&mut self) {}
+    fn hang_up(&mut self) {}
+
+    fn ending(&mut self, _: Over) {}
 }
 
 /// An export's number in this process; never used twice.
@@ -133,6 +151,8 @@ pub struct Daemon {
     sender: Sender<Event>,
     /// A signal has come, or the command to end: no way back.
     ending: bool,
+    /// Something else than exports has still to end.
+    lingering: bool,
     /// A signal has come, which the main thread may not have noticed yet.
     signalled: Arc<AtomicBool>,
     /// The nodes have been closed.
@@ -170,6 +190,7 @@ impl Daemon {
             events,
             sender,
             ending: false,
+            lingering: false,
             signalled,
             closed: false,
             failed: None,
@@ -197,7 +218,8 @@ impl Daemon {
     /// Begins to end everything, as a signal does.
     pub fn end(&mut self, attendant: &mut dyn Attendant) {
         if !std::mem::replace(&mut self.ending, true) {
-            attendant.ending();
+            self.lingering = true;
+            attendant.ending(Over(self.sender.clone()));
         }
         self.stop_all();
     }
@@ -321,6 +343,7 @@ impl Daemon {
         }
         self.manager.stopping();
         // Whoever still asks learns that there is nobody any more.
+        attendant.hang_up();
         while self.events.try_recv().is_ok() {}
         if !std::mem::replace(&mut self.closed, true)
             && let Err(error) = close_nodes(&self.graph)
@@ -401,7 +424,9 @@ impl Daemon {
     }
 
     fn is_over(&self) -> bool {
-        self.exports.is_empty() && (self.ending || self.lifetime == Lifetime::Exports)
+        self.exports.is_empty()
+            && !self.lingering
+            && (self.ending || self.lifetime == Lifetime::Exports)
     }
 
     fn handle(&mut self, event: Event, attendant: &mut dyn Attendant) {
@@ -420,6 +445,9 @@ impl Daemon {
                     attendant.export_gone(&id);
                 }
             }
+            Event::Over => self.lingering = false,
+            // Nothing begins any more; dropping it tells its client so.
+            Event::Monitor(request) if self.ending && !request.is_quit() => drop(request),
             Event::Monitor(request) => attendant.carry_out(self, *request),
             Event::Control(Request::List, reply) => {
                 let exports = self.exports.values().map(Entry::status).collect();

@@ -116,6 +116,10 @@ impl Export {
         let plan = transport::plan(&options.transport, threads)?;
         let content = attach()?;
         let shared = Arc::new(Shared::new(options, content, plan, threads.len(), on_end));
+        // From here on a drain waits for the queues: if they do not come to be, it must hear of it.
+        let memberships: Vec<_> = (0..threads.len())
+            .map(|index| Membership::new(&shared, index))
+            .collect();
         shared.content.belongs_to(&shared);
         // After the image is ours: it sets the same locks once more.
         if let Some(file) = shared.content.root_file()
@@ -127,8 +131,9 @@ impl Export {
         let (mount, device) = mount_it(&shared)?;
         let devices = queue_devices(&device, threads.len())?;
         let mountpoint = mount.path().to_owned();
-        for (index, (mailbox, device)) in threads.iter().zip(devices).enumerate() {
-            let membership = Membership::new(&shared, index);
+        let queues = threads.iter().zip(devices).zip(memberships);
+        for ((mailbox, device), mut membership) in queues {
+            membership.begins();
             // The queue's end is told by its membership, so nobody waits for this reply.
             drop(mailbox.call(move || queue::run(membership, device)));
         }

@@ -66,6 +66,7 @@ impl Graph {
     /// them after the change, or if somebody cannot be given another node; [`Kind::ReadOnly`] if somebody writes what cannot be
     /// written then; [`Kind::Invalid`] for a node above itself; [`Kind::Unsupported`] if a node cannot be put on another.
     pub fn change(&self, changes: &[Change]) -> Result<Vec<Arc<dyn Node>>> {
+        let _one_at_a_time = self.1.lock();
         let (before, told, removed) = {
             let mut state = self.0.lock();
             let mut next = state.clone();

@@ -39,7 +39,11 @@ pub struct User {
 
 /// The nodes of a process. A handle: clones are the same graph. May be used from any thread.
 #[derive(Clone, Default)]
-pub struct Graph(Arc<Mutex<State>>);
+pub struct Graph(Arc<Mutex<State>>, Arc<Mutex<Changing>>);
+
+/// Held over a whole change, until everybody knows of it: of two changes nobody hears the later one first.
+#[derive(Default)]
+struct Changing;
 
 impl Graph {
     /// A graph without nodes.

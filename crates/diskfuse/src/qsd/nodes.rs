@@ -4,11 +4,14 @@
 use std::cell::{OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::task::Poll;
+use std::time::{Duration, Instant};
 
 use diskfuse_block::drivers::{self, FileConfig, NullConfig, RawConfig};
-use diskfuse_block::{Aio, Graph, Locking, Node};
+use diskfuse_block::graph::Drained;
+use diskfuse_block::{Aio, Graph, Kind, Locking, Node};
 use diskfuse_monitor::blockdev::{DetectZeroes, Discard};
 use diskfuse_monitor::{
     BlockDriver, BlockdevOptions, FileOptions, NullOptions, OnOffAuto, RawOptions,
@@ -21,7 +24,10 @@ use super::objects::Objects;
 use super::{filters, qcow2, suggest};
 use crate::error::{Error, Result};
 
-/// What makes nodes. It is there while the command line is carried out.
+/// How long requests in flight are waited for before something is changed.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What makes nodes, and changes them.
 pub struct Nodes {
     pub(super) graph: Graph,
     pub(super) objects: Objects,
@@ -87,7 +93,7 @@ impl Nodes {
                 closed = closed.and(self.run(node.close())?);
             }
         }
-        self.graph.remove(name)?;
+        self.take_out(name)?;
         let there = self.graph.names();
         self.made
             .borrow_mut()
@@ -97,6 +103,40 @@ impl Nodes {
                 "Node '{name}' is gone, but what was written to it may not be on the disk: {error}"
             ))
         })
+    }
+
+    /// Takes a node out of the graph that has been closed. A job that drains something below it is waited for.
+    fn take_out(&self, name: &str) -> Result<()> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            match self.graph.remove(name) {
+                Err(error) if error.kind() == Kind::Busy && Instant::now() < end => {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                outcome => return Ok(outcome?),
+            }
+        }
+    }
+
+    /// [`Graph::drain`], but not for longer than a disk that works may take: the main thread waits here, and with it every
+    /// other command. If it takes longer, everybody goes on.
+    pub(super) fn drain(&self, name: &str) -> Result<Drained> {
+        let drained = self.run(async {
+            let mut drain = pin!(self.graph.drain(name));
+            let mut limit = pin!(diskfuse_ring::sleep(PATIENCE));
+            std::future::poll_fn(|cx| match drain.as_mut().poll(cx) {
+                Poll::Ready(drained) => Poll::Ready(Some(drained)),
+                Poll::Pending => limit.as_mut().poll(cx).map(|()| None),
+            })
+            .await
+        })?;
+        match drained {
+            Some(drained) => Ok(drained?),
+            None => Err(Error::Refused(format!(
+                "Node '{name}' has requests that its disk has not answered for {} seconds; nothing was changed",
+                PATIENCE.as_secs()
+            ))),
+        }
     }
 
     /// Refuses a name that no node has, in the words of QEMU.

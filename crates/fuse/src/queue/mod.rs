@@ -52,14 +52,22 @@ pub(crate) struct Queue {
 pub(crate) struct Membership {
     shared: Arc<Shared>,
     index: usize,
+    /// It has been handed to its thread.
+    begun: bool,
     served: bool,
 }
 
 impl Membership {
+    /// Its thread is about to get it.
+    pub(crate) fn begins(&mut self) {
+        self.begun = true;
+    }
+
     pub(crate) fn new(shared: &Arc<Shared>, index: usize) -> Self {
         Self {
             shared: Arc::clone(shared),
             index,
+            begun: false,
             served: false,
         }
     }
@@ -67,7 +75,8 @@ impl Membership {
 
 impl Drop for Membership {
     fn drop(&mut self) {
-        self.shared.queue_ended(self.index, self.served);
+        self.shared
+            .queue_ended(self.index, self.served || !self.begun);
     }
 }
 

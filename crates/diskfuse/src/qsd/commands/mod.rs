@@ -8,6 +8,7 @@ mod nodes;
 mod objects;
 mod transaction;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use diskfuse_block::Kind as ErrorKind;
@@ -15,13 +16,14 @@ use diskfuse_jobs::Jobs;
 use diskfuse_monitor::commands::Kind;
 use diskfuse_monitor::qmp::event::BlockExportDeleted;
 use diskfuse_monitor::{Command, ErrorClass, QmpError};
+use diskfuse_ring::{Config, Ring};
 use serde_json::{Value, json};
 
 use super::monitor::{Monitors, ReplyHandle, Request};
 use super::nodes::Nodes;
 use super::objects::Objects;
 use super::query;
-use crate::daemon::{Attendant, Daemon};
+use crate::daemon::{Attendant, Daemon, Over};
 use crate::error::{Error, Result};
 use bitmaps::Bitmaps;
 use jobs::Ask;
@@ -37,7 +39,7 @@ pub struct Commands {
     pub objects: Objects,
     /// Whom to tell of what happens.
     pub monitors: Monitors,
-    jobs: Jobs,
+    jobs: Arc<Jobs>,
     bitmaps: Bitmaps,
     /// Who wants to know when all is over.
     leaving: Vec<ReplyHandle>,
@@ -64,9 +66,21 @@ impl Attendant for Commands {
         self.monitors.emit(BlockExportDeleted { id: id.to_owned() });
     }
 
-    fn ending(&mut self) {
-        let jobs = &self.jobs;
-        if let Err(error) = self.nodes.run(jobs.quit()) {
+    fn hang_up(&mut self) {
+        self.monitors.hang_up();
+    }
+
+    fn ending(&mut self, over: Over) {
+        let jobs = Arc::clone(&self.jobs);
+        let quit = move || {
+            let quitted = Ring::new(&Config::default()).map(|ring| ring.block_on(jobs.quit()));
+            if let Err(error) = quitted {
+                tracing::error!("jobs could not be ended in order: {error}");
+            }
+            drop(over);
+        };
+        let thread = std::thread::Builder::new().name("jobs end".to_owned());
+        if let Err(error) = thread.spawn(quit) {
             tracing::error!("jobs could not be ended in order: {error}");
         }
     }
@@ -79,7 +93,7 @@ impl Commands {
         Self {
             nodes,
             objects,
-            jobs: Jobs::new(move |event| to.emit(events::of_job(event))),
+            jobs: Arc::new(Jobs::new(move |event| to.emit(events::of_job(event)))),
             monitors,
             bitmaps: Bitmaps::default(),
             leaving: Vec::new(),

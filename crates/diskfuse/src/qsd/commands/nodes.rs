@@ -184,7 +184,8 @@ fn to_be_written(host: &Commands, name: &str) -> Result<Attachment> {
     let user = User {
         name: "blockdev-create".to_owned(),
         perm: Permissions::WRITER,
-        shared: Permissions::ALL,
+        // Whoever writes there would lose it.
+        shared: Permissions::CONSISTENT_READ,
         drain: None,
         follows: false,
     };

@@ -31,11 +31,9 @@ enum Undo {
 pub fn run(host: &mut Commands, daemon: &Daemon, what: &Transaction) -> Result<()> {
     let mode = what.properties.as_ref().and_then(|p| p.completion_mode);
     let group = (mode == Some(CompletionMode::Grouped)).then(JobTransaction::new);
-    // Before anything is drained: nobody gets the right to use a node that is.
-    let starts = backups(host, &what.actions, group.as_ref())?;
-    let _drained = drain(host, &what.actions, &starts)?;
     let mut undo = Vec::new();
-    let outcome = act(host, &what.actions, starts, &mut undo);
+    let outcome = carry_out(host, &what.actions, group.as_ref(), &mut undo);
+    host.bitmaps.lend(Vec::new());
     daemon.sizes_changed();
     if outcome.is_err() {
         for step in undo.into_iter().rev() {
@@ -45,6 +43,34 @@ pub fn run(host: &mut Commands, daemon: &Daemon, what: &Transaction) -> Result<(
         }
     }
     outcome
+}
+
+fn carry_out(
+    host: &mut Commands,
+    actions: &[Action],
+    group: Option<&Arc<JobTransaction>>,
+    undo: &mut Vec<Undo>,
+) -> Result<()> {
+    // A backup may be of a bitmap that is new. What is written from here on until all stand still is marked there although
+    // the backup has it: that is too much, never too little.
+    for action in actions {
+        if matches!(action, Action::BitmapAdd(_)) {
+            undo.extend(one(host, action)?);
+        }
+    }
+    // Before anything is drained: nobody gets the right to use a node that is.
+    let starts = backups(host, actions, group)?;
+    let of_backup = |action: &Action| match action {
+        Action::Backup(backup) => backup
+            .bitmap
+            .clone()
+            .map(|name| (backup.device.clone(), name)),
+        _ => None,
+    };
+    host.bitmaps
+        .lend(actions.iter().filter_map(of_backup).collect());
+    let _drained = drain(host, actions, &starts)?;
+    act(host, actions, starts, undo)
 }
 
 /// The backups, ready to begin.
@@ -66,7 +92,7 @@ fn backups(
 fn drain(host: &Commands, actions: &[Action], starts: &[Start]) -> Result<Vec<Drained>> {
     let mut drained = Vec::new();
     for node in starts.iter().flat_map(Start::nodes) {
-        drained.push(host.nodes.run(host.nodes.graph.drain(node))??);
+        drained.push(host.nodes.drain(node)?);
     }
     for action in actions {
         let node = match action {
@@ -82,7 +108,7 @@ fn drain(host: &Commands, actions: &[Action], starts: &[Start]) -> Result<Vec<Dr
         };
         // One that is not there is the action's own error.
         if host.nodes.graph.get(node).is_ok() {
-            drained.push(host.nodes.run(host.nodes.graph.drain(node))??);
+            drained.push(host.nodes.drain(node)?);
         }
     }
     Ok(drained)
@@ -95,7 +121,9 @@ fn act(
     undo: &mut Vec<Undo>,
 ) -> Result<()> {
     for action in actions {
-        undo.extend(one(host, action)?);
+        if !matches!(action, Action::BitmapAdd(_)) {
+            undo.extend(one(host, action)?);
+        }
     }
     // Jobs come last: once they run they are not taken back.
     let changes: Vec<Change> = starts.iter_mut().flat_map(Start::changes).collect();

@@ -58,7 +58,7 @@ impl Reopening<'_> {
             if !node.read_only() {
                 self.nodes.run(node.flush())??;
             }
-            let drained = self.nodes.run(self.nodes.graph.drain(&name))??;
+            let drained = self.nodes.drain(&name)?;
             self.drained.push(drained);
         }
         // Those below come first: each is made on what is below it then.
@@ -73,8 +73,13 @@ impl Reopening<'_> {
             self.changes.push(Change::Swap { node: name, with });
         }
         let removed = self.nodes.graph.change(&self.changes)?;
+        // The new ones are in force, whatever becomes of those that are gone.
         for node in removed {
-            self.nodes.run(node.close())??;
+            if let Err(error) = self.nodes.run(node.close())? {
+                tracing::error!(
+                    "a node that nothing stands on any more could not be closed: {error}"
+                );
+            }
         }
         Ok(())
     }
@@ -202,7 +207,6 @@ impl Reopening<'_> {
         let Some(image) = downcast::<Qcow2Node>(&*bare) else {
             return Err(Error::refused("Cannot change the option 'driver'"));
         };
-        self.closed.push(name.to_owned());
         let config = &Qcow2Config {
             on_corrupt: image.config().on_corrupt.clone(),
             ..config.clone()
@@ -210,7 +214,8 @@ impl Reopening<'_> {
         let nothing = async |_: &dyn Node| Ok(());
         let (done, opened) = self
             .nodes
-            .run(image.while_closed(config, children, nothing))?;
+            .run(image.while_closed(config, children, nothing))??;
+        self.closed.push(name.to_owned());
         done?;
         Ok(opened?)
     }

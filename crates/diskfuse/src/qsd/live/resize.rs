@@ -18,7 +18,7 @@ pub fn resize(nodes: &Nodes, name: &str, size: u64) -> Result<()> {
         follows: false,
     };
     let right = nodes.graph.attach(name, user)?;
-    let _drained = nodes.run(nodes.graph.drain(name))??;
+    let _drained = nodes.drain(name)?;
     let node = right.node()?;
     Ok(nodes.run(node.resize(size, Resize::Exactly, false))??)
 }

@@ -33,7 +33,7 @@ pub fn snapshot(nodes: &Nodes, node: &str, overlay: &str) -> Result<()> {
     }
     // Most of it before anybody has to wait.
     nodes.run(below.flush())??;
-    let _drained = nodes.run(nodes.graph.drain(node))??;
+    let _drained = nodes.drain(node)?;
     // What was written is in the image below, whoever opens it next.
     nodes.run(below.flush())??;
     let changes = [

@@ -32,7 +32,7 @@ fn set(nodes: &Nodes, name: &str, read_only: bool) -> Result<bool> {
     let file = graph.edges(name)?;
     let file = file.into_iter().find(|(role, _)| *role == ChildRole::File);
     let lowest = file.as_ref().map_or(name, |(_, file)| file);
-    let _drained = nodes.run(graph.drain(lowest))??;
+    let _drained = nodes.drain(lowest)?;
     let mut changes = Vec::new();
     let file = match file {
         None => None,
@@ -62,12 +62,17 @@ fn set(nodes: &Nodes, name: &str, read_only: bool) -> Result<bool> {
                 ..image.children()
             };
             let nothing = async |_: &dyn Node| Ok(());
-            let (done, opened) = nodes.run(image.while_closed(&config, children, nothing))?;
+            let (done, opened) = nodes.run(image.while_closed(&config, children, nothing))??;
             done?;
             opened?
         }
         _ => reopen_file(name, &*there, read_only)?,
     };
+    if with.read_only() != read_only {
+        return Err(Error::Refused(format!(
+            "Block node is read-only: '{name}' cannot be written, as something that it stands on cannot"
+        )));
+    }
     changes.push(Change::Swap {
         node: name.to_owned(),
         with,

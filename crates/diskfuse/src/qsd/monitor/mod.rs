@@ -49,6 +49,13 @@ pub struct Request {
     pub monitor: MonitorId,
 }
 
+impl Request {
+    /// Whether it is the command to end.
+    pub fn is_quit(&self) -> bool {
+        self.command == Command::Quit
+    }
+}
+
 /// Where requests go. Called from the monitors' threads and from whoever answers a command; must not block.
 type Sink = dyn Fn(Request) + Send + Sync;
 
@@ -154,6 +161,11 @@ impl Monitors {
     /// The descriptors that clients have put into sets.
     pub fn fdsets(&self) -> &FdSets {
         &self.inner.fdsets
+    }
+
+    /// From now on no command is taken; those that wait are answered by being dropped.
+    pub fn hang_up(&self) {
+        self.inner.closing.store(true, Ordering::SeqCst);
     }
 
     /// The end: writes to each client what is waiting for it, for `limit` at most altogether, hangs up, and removes the

@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use diskfuse_monitor::commands::{
@@ -218,7 +219,7 @@ impl Session {
     fn next_one(self: &Arc<Self>) {
         loop {
             let mut state = self.state.lock();
-            if state.busy {
+            if state.busy || self.inner.closing.load(Ordering::SeqCst) {
                 return;
             }
             let Some(message) = state.waiting.pop_front() else {
