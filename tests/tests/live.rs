@@ -423,7 +423,7 @@ fn exports_come_and_go_beside_one_that_is_busy() {
         assert_eq!(holdings(pid), before);
         let grown = process::memory(pid, "VmRSS").saturating_sub(memory);
         println!("grown by {} KiB", grown >> 10);
-        assert!(grown < 4 << 20, "grown by {grown}");
+        assert!(grown < 1 << 20, "grown by {grown}");
         stage.finish(writers, "disk", &disk, "raw");
     });
 }
@@ -492,7 +492,7 @@ fn limits_of_a_group_change_while_they_are_in_force() {
         // What the bucket holds may pass first.
         std::thread::sleep(Duration::from_millis(200));
         writers.latencies();
-        std::thread::sleep(Duration::from_millis(1000));
+        std::thread::sleep(Duration::from_secs(1));
         let passed = writers.latencies().count;
         assert!(
             (50..=160).contains(&passed),

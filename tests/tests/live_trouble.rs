@@ -275,7 +275,9 @@ fn quit_in_the_middle_of_everything_is_orderly() {
         let copy = as_raw(bed, &disk, "qcow2");
         writers.check(&copy);
         check_background(&copy);
-        targets.iter().for_each(|image| check_image(image));
+        for image in &targets {
+            check_image(image);
+        }
         more.finish(&raw);
     });
 }

@@ -181,7 +181,7 @@ fn wrong_words_on_the_storage_daemons_command_line_are_refused() {
         bed.image("i", SIZE);
         bed.mountpoint("m");
         let both = [DISK, SHOWN].concat();
-        let cases: [(&[&str], &str); 8] = [
+        let cases: [(&[&str], &str); 9] = [
             (
                 &["--blockdv", "x"],
                 "unrecognized option '--blockdv' (did you mean '--blockdev'?)",
