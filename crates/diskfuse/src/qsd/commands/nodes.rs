@@ -46,13 +46,14 @@ pub fn delete(host: &mut Commands, what: &BlockdevDel) -> Result<()> {
 }
 
 /// `blockdev-reopen`.
-pub fn reopen(host: &Commands, daemon: &Daemon, what: &BlockdevReopen) -> Result<()> {
+pub fn reopen(host: &mut Commands, daemon: &Daemon, what: &BlockdevReopen) -> Result<()> {
     for options in &what.options {
         if let Some(name) = &options.node_name {
             check_free(host, name)?;
         }
     }
     live::reopen::reopen(&host.nodes, &what.options)?;
+    host.bitmaps.forget(&host.nodes);
     daemon.sizes_changed();
     Ok(())
 }

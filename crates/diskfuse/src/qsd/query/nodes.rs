@@ -19,11 +19,15 @@ pub fn named_block_nodes(
     flat: bool,
 ) -> Result<Vec<BlockDeviceInfo>> {
     let names = nodes.graph.names();
-    let all = names
-        .iter()
-        .rev()
-        .map(|name| one(nodes, bitmaps, name, flat));
-    all.collect()
+    let mut all = Vec::new();
+    for name in names.iter().rev() {
+        match one(nodes, bitmaps, name, flat) {
+            // A job may have taken it out since.
+            Err(_) if nodes.graph.bare(name).is_err() => {}
+            told => all.push(told?),
+        }
+    }
+    Ok(all)
 }
 
 fn one(nodes: &Nodes, bitmaps: &Bitmaps, name: &str, flat: bool) -> Result<BlockDeviceInfo> {

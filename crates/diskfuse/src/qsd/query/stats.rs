@@ -10,7 +10,15 @@ use crate::qsd::nodes::Nodes;
 /// Statistics of every node. `exports` are the nodes' names and what each export of them has done.
 pub fn blockstats(nodes: &Nodes, exports: &[(String, Stats)]) -> Result<Vec<BlockStats>> {
     let names = nodes.graph.names();
-    names.iter().map(|name| one(nodes, name, exports)).collect()
+    let mut all = Vec::new();
+    for name in &names {
+        match one(nodes, name, exports) {
+            // A job may have taken it out since.
+            Err(_) if nodes.graph.bare(name).is_err() => {}
+            told => all.push(told?),
+        }
+    }
+    Ok(all)
 }
 
 fn one(nodes: &Nodes, name: &str, exports: &[(String, Stats)]) -> Result<BlockStats> {
