@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use diskfuse_block::Error;
+use diskfuse_block::{Error, Kind, Result};
 
 use super::{CANCELLED, Ending, Job, Pass, RETRY, State};
 use crate::event::{ErrorAction, JobEvent, Operation};
@@ -156,6 +156,12 @@ impl Job {
         self.changed.until(look).await
     }
 
+    /// [`Job::pass`] for what must not be taken for done if it was cancelled.
+    pub(crate) async fn pass_or_fail(&self) -> Result<Pass<'_>> {
+        let pass = self.pass(0).await;
+        pass.ok_or_else(|| Error::new(Kind::Os(libc::ECANCELED), CANCELLED))
+    }
+
     async fn keep_pace(&self, bytes: u64) {
         loop {
             let (wait, speed) = {
@@ -193,6 +199,21 @@ impl Job {
     /// Something that the job's own tasks wait for has changed.
     pub(crate) fn notify(&self) {
         self.changed.notify();
+    }
+
+    /// It is a user of this node from now on, perhaps for a while only.
+    pub(crate) fn takes_place(&self, node: &str) {
+        self.state.lock().places.push(node.to_owned());
+    }
+
+    /// The nodes that it is or was a user of.
+    pub(crate) fn places(&self) -> Vec<String> {
+        self.state.lock().places.clone()
+    }
+
+    /// At how many of its places somebody drains the node.
+    pub(crate) fn drained_places(&self) -> usize {
+        self.state.lock().drains
     }
 
     /// One more of its nodes is being drained, or one less.
