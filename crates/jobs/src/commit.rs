@@ -323,7 +323,7 @@ impl Commit {
     async fn settle(&self, job: &Job) -> Result<()> {
         let name = self.base.name();
         {
-            let _pass = job.pass_or_fail().await?;
+            let _pass = job.settling_pass().await?;
             self.base.node().flush().await?;
             let given = self.backing_file.as_deref();
             let named = backing_name(&self.graph, Some(name), given)?;

@@ -225,7 +225,7 @@ impl Stream {
         }
         let name = self.base.as_deref();
         {
-            let _pass = job.pass_or_fail().await?;
+            let _pass = job.settling_pass().await?;
             let named = backing_name(&self.graph, name, self.backing_file.as_deref())?;
             self.seat.node().change_backing(named).await?;
         }

@@ -142,6 +142,17 @@ impl Job {
     /// cancelled.
     pub(crate) async fn pass(&self, bytes: u64) -> Option<Pass<'_>> {
         self.keep_pace(bytes).await;
+        self.gate().await
+    }
+
+    /// [`Job::pass`] for making the result the truth, whatever the speed; what is not done then must not be taken for done, so
+    /// it is an error if the job was cancelled along with others.
+    pub(crate) async fn settling_pass(&self) -> Result<Pass<'_>> {
+        let pass = self.gate().await;
+        pass.ok_or_else(|| Error::new(Kind::Os(libc::ECANCELED), CANCELLED))
+    }
+
+    async fn gate(&self) -> Option<Pass<'_>> {
         let look = || {
             let mut state = self.state.lock();
             if state.cancelled {
@@ -154,12 +165,6 @@ impl Job {
             Some(Some(Pass(self)))
         };
         self.changed.until(look).await
-    }
-
-    /// [`Job::pass`] for what must not be taken for done if it was cancelled.
-    pub(crate) async fn pass_or_fail(&self) -> Result<Pass<'_>> {
-        let pass = self.pass(0).await;
-        pass.ok_or_else(|| Error::new(Kind::Os(libc::ECANCELED), CANCELLED))
     }
 
     async fn keep_pace(&self, bytes: u64) {

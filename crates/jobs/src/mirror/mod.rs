@@ -354,7 +354,8 @@ impl Mirror {
             self.sweep(job, false).await?;
         }
         // What is on its way to the disk need not be waited for with the guest standing still.
-        if let Some(_pass) = job.pass(0).await {
+        {
+            let _pass = job.settling_pass().await?;
             self.target.node().flush().await?;
         }
         let lowest = lowest(&self.graph, &self.config)?;
