@@ -229,14 +229,14 @@ fn the_speed_does_not_hold_up_what_is_done() {
     run(async {
         let lab = Lab::new();
         lab.raw("src", 64 << 10);
-        lab.fill("src", 0, &[7; 64 << 10]).await;
+        lab.fill("src", 0, &vec![7; 64 << 10]).await;
         lab.raw("dst", 64 << 10);
         let mut config = BackupConfig::new(JobConfig::new("b"), "src", "dst");
         // One piece, after which another one would have to wait for most of a day.
         config.job.speed = 1;
         let job = begin(&lab, config).await;
         job.over().await.unwrap();
-        assert_same(&lab.contents("dst").await, &[7; 64 << 10], "the copy");
+        assert_same(&lab.contents("dst").await, &vec![7; 64 << 10], "the copy");
     });
 }
 
