@@ -8,6 +8,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use parking_lot::Mutex;
+
 use crate::error::{Error, Kind, Result};
 use crate::node::{LocalFuture, Node, Wrap};
 use crate::watch::{Edit, Edited, Watch, Watched};
@@ -25,6 +27,8 @@ pub struct DirtyBitmap {
     /// log2 of the bytes that one bit stands for.
     shift: u32,
     size: AtomicU64,
+    /// Held while a size is read and followed: of two who change it at the same time, the later one reads the newer size.
+    following: Mutex<()>,
     pages: Pages,
     recording: AtomicBool,
     busy: AtomicBool,
@@ -65,6 +69,7 @@ impl DirtyBitmap {
         let this = Self {
             shift: granularity.trailing_zeros(),
             size: AtomicU64::new(size),
+            following: Mutex::new(()),
             pages: Pages::default(),
             recording: AtomicBool::new(true),
             busy: AtomicBool::new(false),
@@ -213,8 +218,15 @@ impl DirtyBitmap {
         Ok(taken)
     }
 
-    /// The disk has another size: what is past its end is clean from now on; new parts are dirty, as they were not there.
-    pub fn resize(&self, size: u64) -> Result<()> {
+    /// The disk may have another size, which `size` reads, in bytes: what is past its end is clean from now on; new parts are
+    /// dirty, as they were not there. `size` is called in the course of this, so that nobody who follows a change of size
+    /// that happens at the same time can do so with an older one later; it must not block.
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`] if the bitmap would be too large; it stays as it was then.
+    pub fn follow(&self, size: impl FnOnce() -> u64) -> Result<()> {
+        let _following = self.following.lock();
+        let size = size();
         self.check_size(size)?;
         let before = self.size.swap(size, Ordering::SeqCst);
         if size < before {
@@ -249,7 +261,7 @@ impl Watch for DirtyBitmap {
             let resizes = matches!(edit, Edit::Resize { .. });
             let mut edited = edit.apply(node).await;
             if resizes {
-                edited.result = edited.result.and(self.resize(node.size()));
+                edited.result = edited.result.and(self.follow(|| node.size()));
             }
             edited
         })

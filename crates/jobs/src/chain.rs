@@ -21,6 +21,21 @@ pub(crate) fn below_filters(graph: &Graph, name: &str) -> Result<String> {
     Ok(name)
 }
 
+/// Whether the node `above` is `below`, or shows it as it is through such filters.
+pub(crate) fn shows(graph: &Graph, above: &str, below: &str) -> Result<bool> {
+    let mut name = above.to_owned();
+    for _ in 0..DEEPEST {
+        if name == below {
+            return Ok(true);
+        }
+        match &graph.edges(&name)?[..] {
+            [(ChildRole::Filtered, child)] => name.clone_from(child),
+            _ => break,
+        }
+    }
+    Ok(false)
+}
+
 /// The backing node of a node, or of what it filters.
 pub(crate) fn backing(graph: &Graph, name: &str) -> Result<Option<String>> {
     let image = below_filters(graph, name)?;

@@ -57,22 +57,36 @@ const TO_BASE: Rights = Rights {
     shared: Permissions::CONSISTENT_READ.with(Permissions::WRITE_UNCHANGED),
 };
 
-/// Gets a commit ready to begin.
-///
-/// # Errors
-/// In the words of `block-commit`: if the id or a node is in use, top or base is not in the chain, the base or the image above
-/// the top cannot be written ([`Kind::ReadOnly`]), or somebody else sees one of the images that change.
-pub fn commit(jobs: &Jobs, graph: &Graph, config: CommitConfig) -> Result<Start> {
-    let chain = chain::chain(graph, &config.node)?;
-    let place = |name: &str| {
-        graph.get(name)?;
-        let at = chain.iter().position(|there| there == name);
-        let message = format!("'{name}' is not in this backing file chain");
-        at.ok_or_else(|| Error::new(Kind::Invalid, message))
-    };
-    let top = config.top.as_deref().map_or(Ok(0), place)?;
-    let base = config.base.as_deref().map_or(Ok(chain.len() - 1), place)?;
-    if top >= base {
+/// The image above the top shows the same afterwards as before; whoever drains it stops the job.
+const OF_OVERLAY: Rights = Rights {
+    perm: Permissions::CONSISTENT_READ.with(Permissions::WRITE_UNCHANGED),
+    shared: Permissions::ALL,
+};
+
+/// Where a commit begins and ends.
+struct Ends {
+    /// From the image in use to the lowest.
+    chain: Vec<String>,
+    /// The place of the uppermost image whose data go down.
+    top: usize,
+    /// The place of the image that they go to, which is below that.
+    base: usize,
+}
+
+impl Ends {
+    fn find(graph: &Graph, config: &CommitConfig) -> Result<Self> {
+        let chain = chain::chain(graph, &config.node)?;
+        let place = |name: &str| {
+            graph.get(name)?;
+            let at = chain.iter().position(|there| there == name);
+            let message = format!("'{name}' is not in this backing file chain");
+            at.ok_or_else(|| Error::new(Kind::Invalid, message))
+        };
+        let top = config.top.as_deref().map_or(Ok(0), place)?;
+        let base = config.base.as_deref().map_or(Ok(chain.len() - 1), place)?;
+        if top < base {
+            return Ok(Self { chain, top, base });
+        }
         let message = match top == base {
             true => "cannot commit an image into itself".to_owned(),
             false => format!(
@@ -80,13 +94,40 @@ pub fn commit(jobs: &Jobs, graph: &Graph, config: CommitConfig) -> Result<Start>
                 chain[base], chain[top]
             ),
         };
-        return Err(Error::new(Kind::Invalid, message));
+        Err(Error::new(Kind::Invalid, message))
     }
+
+    /// The base, and the image above the top if there is one, which is to name the base.
+    fn written(&self) -> Vec<&String> {
+        let above = self.top.checked_sub(1).and_then(|at| self.chain.get(at));
+        self.chain.get(self.base).into_iter().chain(above).collect()
+    }
+}
+
+/// The names of the nodes that must be open for writing when [`commit`] is called, the lower one first: the base, and the
+/// image above the top, whose header is changed at last. Both are below others most of the time, and so open for reading
+/// only; whoever opens them for writing may close them for that when the job is [over](Job::over), unless somebody writes them
+/// then.
+///
+/// # Errors
+/// Those of [`commit`] about the chain.
+pub fn commit_writes(graph: &Graph, config: &CommitConfig) -> Result<Vec<String>> {
+    let ends = Ends::find(graph, config)?;
+    Ok(ends.written().into_iter().cloned().collect())
+}
+
+/// Gets a commit ready to begin.
+///
+/// # Errors
+/// In the words of `block-commit`: if the id or a node is in use, top or base is not in the chain, one of the
+/// nodes of [`commit_writes`] cannot be written ([`Kind::ReadOnly`]), or somebody else sees one of the images that change.
+pub fn commit(jobs: &Jobs, graph: &Graph, config: CommitConfig) -> Result<Start> {
+    let ends = Ends::find(graph, &config)?;
+    for name in ends.written() {
+        check_writable(graph, name)?;
+    }
+    let Ends { chain, top, base } = ends;
     let active = top == 0;
-    check_writable(graph, &chain[base])?;
-    if !active {
-        check_writable(graph, &chain[top - 1])?;
-    }
     let seen_by_all = if active { 1 } else { top };
     check_unseen(graph, &chain, seen_by_all, base)?;
     match active {
@@ -166,7 +207,7 @@ fn commit_below(
     let layers = layers.map(|name| Seat::take(graph, &job, name, reads, None));
     let driver = Commit {
         graph: graph.clone(),
-        overlay: above[0].clone(),
+        overlay: Seat::take(graph, &job, &above[0], OF_OVERLAY, None)?,
         layers: layers.collect::<Result<Vec<_>>>()?,
         base: Seat::take(graph, &job, &base[0], TO_BASE, None)?,
         backing_file: config.backing_file,
@@ -184,8 +225,8 @@ fn commit_below(
 
 struct Commit {
     graph: Graph,
-    /// The image above the top.
-    overlay: String,
+    /// At the image above the top, whose header is changed at last.
+    overlay: Seat,
     /// From the top down to the one above the base.
     layers: Vec<Seat>,
     base: Seat,
@@ -279,15 +320,18 @@ impl Commit {
     }
 
     /// The base has everything, for good, before the image above says that it stands on it.
-    async fn settle(&self) -> Result<()> {
-        self.base.node().flush().await?;
+    async fn settle(&self, job: &Job) -> Result<()> {
         let name = self.base.name();
-        let given = self.backing_file.as_deref();
-        let named = backing_name(&self.graph, Some(name), given)?;
-        self.graph.get(&self.overlay)?.change_backing(named).await?;
+        {
+            let _pass = job.settling_pass().await?;
+            self.base.node().flush().await?;
+            let given = self.backing_file.as_deref();
+            let named = backing_name(&self.graph, Some(name), given)?;
+            self.overlay.node().change_backing(named).await?;
+        }
         self.layers.iter().for_each(Seat::leave);
         self.base.leave();
-        stand_on(&self.graph, &self.overlay, Some(name)).await
+        stand_on(&self.graph, self.overlay.name(), Some(name)).await
     }
 }
 
@@ -296,8 +340,8 @@ impl Driver for Commit {
         Box::pin(self.run_now(job))
     }
 
-    fn prepare<'a>(&'a self, _job: &'a Arc<Job>) -> LocalFuture<'a, Result<()>> {
-        Box::pin(self.settle())
+    fn prepare<'a>(&'a self, job: &'a Arc<Job>) -> LocalFuture<'a, Result<()>> {
+        Box::pin(self.settle(job))
     }
 
     fn finish<'a>(&'a self, _job: &'a Arc<Job>, _succeeded: bool) -> LocalFuture<'a, ()> {

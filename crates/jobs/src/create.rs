@@ -1,8 +1,10 @@
 //! `blockdev-create` and whatever else is one piece of work that somebody waits for: a job around a future. It reports no
 //! progress but "not yet" and "done".
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 
 use diskfuse_block::{Graph, LocalFuture, Result};
 use parking_lot::Mutex;
@@ -21,10 +23,11 @@ impl Driver for Once {
         Box::pin(async move {
             job.progress(|_, total| *total = 1);
             let work = self.0.lock().take();
-            if let Some(work) = work {
-                work().await?;
+            if let Some(work) = work
+                && unless_cancelled(job, work()).await?
+            {
+                job.progress(|done, _| *done = 1);
             }
-            job.progress(|done, _| *done = 1);
             Ok(())
         })
     }
@@ -34,8 +37,19 @@ impl Driver for Once {
     }
 }
 
+/// Whether the work was done; else the job was cancelled, and the work is dropped where it stands.
+async fn unless_cancelled(job: &Job, mut work: LocalFuture<'_, Result<()>>) -> Result<bool> {
+    let mut cancelled = pin!(job.until(|| job.is_cancelled().then_some(())));
+    poll_fn(|cx| match work.as_mut().poll(cx) {
+        Poll::Ready(result) => Poll::Ready(result.map(|()| true)),
+        Poll::Pending => cancelled.as_mut().poll(cx).map(|()| Ok(false)),
+    })
+    .await
+}
+
 /// Starts a job of type [`JobType::Create`] or [`JobType::Amend`] that runs the future which `make` returns, on the thread of
-/// jobs. It cannot be cancelled half-way: what is asked meanwhile counts when it is done. QEMU dismisses such jobs only when it
+/// jobs. When the job is cancelled the future is dropped where it waits, so it must bear that; a file that it was making may be
+/// there in part then. QEMU dismisses such jobs only when it
 /// is told to: set [`JobConfig::auto_dismiss`] so.
 pub fn run<M, F>(jobs: &Jobs, kind: JobType, config: JobConfig, make: M) -> Result<Arc<Job>>
 where

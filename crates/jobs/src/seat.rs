@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use diskfuse_block::graph::{Attachment, DrainHook, Drained, User};
-use diskfuse_block::{Graph, LocalFuture, Node, Permissions, Result};
+use diskfuse_block::{Graph, LetGo, LocalFuture, Node, Permissions, Result};
 use diskfuse_ring::sleep;
 use parking_lot::Mutex;
 
@@ -30,13 +30,16 @@ pub(crate) struct Seat {
 }
 
 struct Hook {
+    graph: Graph,
     job: Arc<Job>,
     node: Mutex<Arc<dyn Node>>,
     /// Drains that asked it to stop since it went on.
     asked: AtomicUsize,
     /// A node that is drained along with this one: its users write here as well, through the job's wrap.
-    along: Option<(Graph, String)>,
+    along: Option<String>,
     drained: Mutex<Vec<Drained>>,
+    /// While it is drained, none of the job's nodes holds requests back.
+    let_go: Mutex<Vec<LetGo>>,
 }
 
 impl DrainHook for Hook {
@@ -44,12 +47,15 @@ impl DrainHook for Hook {
         if self.asked.fetch_add(1, Ordering::SeqCst) == 0 {
             self.job.drain(true);
         }
+        // What is in flight may be on its way to another of its nodes, which whoever drains this one knows nothing of.
+        let let_go = self.graph.let_go(&self.job.places());
+        self.let_go.lock().extend(let_go);
         Box::pin(async {
             self.job.quiet().await;
-            let Some((graph, name)) = &self.along else {
+            let Some(name) = &self.along else {
                 return;
             };
-            match graph.drain(name).await {
+            match self.graph.drain(name).await {
                 Ok(drained) => self.drained.lock().push(drained),
                 Err(error) => tracing::error!(node = name, %error, "cannot be drained"),
             }
@@ -59,6 +65,8 @@ impl DrainHook for Hook {
     fn resume(&self) {
         let along = std::mem::take(&mut *self.drained.lock());
         drop(along);
+        let let_go = std::mem::take(&mut *self.let_go.lock());
+        drop(let_go);
         if self.asked.swap(0, Ordering::SeqCst) > 0 {
             self.job.drain(false);
         }
@@ -80,11 +88,13 @@ impl Seat {
         along: Option<&str>,
     ) -> Result<Self> {
         let hook = Arc::new(Hook {
+            graph: graph.clone(),
             job: Arc::clone(job),
             node: Mutex::new(graph.get(name)?),
             asked: AtomicUsize::new(0),
-            along: along.map(|name| (graph.clone(), name.to_owned())),
+            along: along.map(str::to_owned),
             drained: Mutex::default(),
+            let_go: Mutex::default(),
         });
         let weak: Weak<dyn DrainHook> = Arc::downgrade(&hook) as Weak<dyn DrainHook>;
         let user = User {
@@ -95,6 +105,7 @@ impl Seat {
             follows: false,
         };
         let attachment = graph.attach(name, user)?;
+        job.takes_place(name);
         {
             // A switch that comes from now on waits for the lock, and one that came before shows in the graph.
             let mut node = hook.node.lock();
@@ -124,14 +135,19 @@ impl Seat {
         drop(attachment);
     }
 
-    /// Drains the node and gets the right to do I/O all the same. Nobody else who drains it can be between having drained and
-    /// letting go then, and whoever comes waits. The job must hold no pass.
-    pub(crate) async fn hold_still<'j>(&self, job: &'j Job) -> Result<(Pass<'j>, Drained)> {
+    /// Drains `lowest`, which is the node or one that is below it, and gets the right to do I/O all the same. Nobody else who
+    /// drains any of the job's nodes can be between having drained and letting go then, and whoever comes waits. The job must
+    /// hold no pass.
+    pub(crate) async fn hold_still<'j>(
+        &self,
+        job: &'j Job,
+        lowest: &str,
+    ) -> Result<(Pass<'j>, Drained)> {
         loop {
-            let drained = self.graph.drain(&self.name).await?;
+            let drained = self.graph.drain(lowest).await?;
             // From here on others wait for this pass.
             let pass = job.force_pass();
-            if self.hook.asked.load(Ordering::SeqCst) <= 1 {
+            if self.hook.asked.load(Ordering::SeqCst) <= 1 && job.drained_places() <= 1 {
                 return Ok((pass, drained));
             }
             drop(pass);
@@ -140,3 +156,6 @@ impl Seat {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

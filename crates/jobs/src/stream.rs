@@ -170,11 +170,12 @@ impl Stream {
 
     /// Copies what is to be copied of the next bytes; returns how far it got.
     async fn step(&self, job: &Arc<Job>, at: u64, size: u64) -> Result<u64> {
-        let top = self.seat.node();
         let (len, copies) = {
             let Some(_pass) = job.pass(0).await else {
                 return Ok(at);
             };
+            // Not before: who drained it may have changed the node.
+            let top = self.seat.node();
             self.look(&*top, at, LOOK.min(size - at)).await?
         };
         if !copies {
@@ -218,15 +219,16 @@ impl Stream {
     }
 
     /// The overlay's own header, then the graph.
-    async fn settle(&self) -> Result<()> {
+    async fn settle(&self, job: &Job) -> Result<()> {
         if self.layers.is_empty() {
             return Ok(());
         }
-        let top = self.seat.node();
         let name = self.base.as_deref();
-        let named = backing_name(&self.graph, name, self.backing_file.as_deref())?;
-        top.change_backing(named).await?;
-        drop(top);
+        {
+            let _pass = job.settling_pass().await?;
+            let named = backing_name(&self.graph, name, self.backing_file.as_deref())?;
+            self.seat.node().change_backing(named).await?;
+        }
         self.below.iter().for_each(Seat::leave);
         stand_on(&self.graph, self.seat.name(), name).await
     }
@@ -280,8 +282,8 @@ impl Driver for Stream {
         Box::pin(self.run_now(job))
     }
 
-    fn prepare<'a>(&'a self, _job: &'a Arc<Job>) -> LocalFuture<'a, Result<()>> {
-        Box::pin(self.settle())
+    fn prepare<'a>(&'a self, job: &'a Arc<Job>) -> LocalFuture<'a, Result<()>> {
+        Box::pin(self.settle(job))
     }
 
     fn finish<'a>(&'a self, _job: &'a Arc<Job>, _succeeded: bool) -> LocalFuture<'a, ()> {

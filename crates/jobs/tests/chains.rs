@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use diskfuse_block::graph::ChildRole;
 use diskfuse_jobs::{
-    CommitConfig, Job, JobConfig, Start, Status, StreamBase, StreamConfig, commit, stream,
+    CommitConfig, Job, JobConfig, Start, Status, StreamBase, StreamConfig, commit, commit_writes,
+    stream,
 };
 use diskfuse_ring::sleep;
 use support::guest::Guest;
@@ -231,6 +232,35 @@ fn a_commit_in_the_middle_shortens_the_chain_under_load() {
             assert!(lab.info(above).contains(&file), "{}", lab.info(above));
             assert_on_disk(&lab, "top", &model).await;
         });
+    });
+}
+
+#[test]
+fn a_commit_in_the_middle_stands_still_while_the_image_above_is_drained() {
+    run(async {
+        let lab = Lab::new();
+        let model = chain(&lab, &mut Rng::new(7)).await;
+        let mut config = CommitConfig {
+            top: Some("two".to_owned()),
+            base: Some("base".to_owned()),
+            ..CommitConfig::new(JobConfig::new("c"), "top")
+        };
+        let writes = commit_writes(&lab.graph, &config).unwrap();
+        assert_eq!(writes, ["base", "top"]);
+        config.job.speed = MIB;
+        let job = begin(&lab, commit(&lab.jobs, &lab.graph, config)).await;
+        reaches(&job, &[Status::Running]).await;
+        let drained = lab.graph.drain("top").await.unwrap();
+        job.set_speed(0).unwrap();
+        sleep(Duration::from_millis(500)).await;
+        assert_eq!(job.status(), Status::Running);
+        assert_eq!(below(&lab, "top").as_deref(), Some("two"));
+        drop(drained);
+        job.over().await.unwrap();
+        assert_eq!(below(&lab, "top").as_deref(), Some("base"));
+        assert_on_disk(&lab, "top", &model).await;
+        let config = CommitConfig::new(JobConfig::new("c"), "top");
+        assert_eq!(commit_writes(&lab.graph, &config).unwrap(), ["base"]);
     });
 }
 

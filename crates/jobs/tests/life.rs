@@ -203,6 +203,44 @@ fn the_speed_is_kept_and_a_cancel_does_not_wait_for_it() {
 }
 
 #[test]
+fn a_create_job_is_cancelled_in_the_middle_of_its_work() {
+    run(async {
+        let lab = Lab::new();
+        let held = Arc::new(());
+        let kept = Arc::clone(&held);
+        let work = || async move {
+            sleep(Duration::from_secs(3600)).await;
+            drop(kept);
+            Ok(())
+        };
+        let job = run_job(&lab.jobs, JobType::Create, by_hand("c"), work).unwrap();
+        reaches(&job, &[Status::Running]).await;
+        assert_eq!(Arc::strong_count(&held), 2);
+        lab.jobs.quit().await;
+        assert_eq!(job.over().await.unwrap_err(), "Operation canceled");
+        assert_eq!(Arc::strong_count(&held), 1);
+        assert_eq!(job.info().current_progress, 0);
+        assert_eq!(lab.told(), ["created", "running", "aborting", "concluded"]);
+    });
+}
+
+#[test]
+fn the_speed_does_not_hold_up_what_is_done() {
+    run(async {
+        let lab = Lab::new();
+        lab.raw("src", 64 << 10);
+        lab.fill("src", 0, &vec![7; 64 << 10]).await;
+        lab.raw("dst", 64 << 10);
+        let mut config = BackupConfig::new(JobConfig::new("b"), "src", "dst");
+        // One piece, after which another one would have to wait for most of a day.
+        config.job.speed = 1;
+        let job = begin(&lab, config).await;
+        job.over().await.unwrap();
+        assert_same(&lab.contents("dst").await, &vec![7; 64 << 10], "the copy");
+    });
+}
+
+#[test]
 fn errors_of_the_target_are_met_as_the_policy_says() {
     run(async {
         for (policy, errno, stops) in [

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
+use diskfuse_block::drivers::{RawConfig, ThrottleGroup, ThrottleLimits, open_raw, open_throttle};
 use diskfuse_block::{Kind, Resize};
 use diskfuse_jobs::{CopyMode, Job, JobConfig, MirrorConfig, MirrorSync, OnError, Status, mirror};
 use diskfuse_ring::{JoinHandle, sleep, spawn};
@@ -240,6 +241,91 @@ fn the_size_cannot_change_under_a_mirror() {
         reaches(&job, &[Status::Ready]).await;
         job.complete().unwrap();
         job.over().await.unwrap();
+    });
+}
+
+/// A filter above `src`.
+fn add_filter(lab: &Lab) {
+    let group = ThrottleGroup::new(ThrottleLimits::default());
+    let filter = open_throttle(lab.graph.get("src").unwrap(), &group, false);
+    lab.graph.insert(Some("filter"), filter, &["src"]).unwrap();
+}
+
+#[test]
+fn the_copy_takes_the_place_of_the_node_that_is_named() {
+    for (source, replaces, at) in [("filter", "src", "filter"), ("src", "filter", "dst")] {
+        run(async {
+            let lab = Lab::new();
+            let size = 4 * MIB;
+            lab.raw("src", size);
+            lab.raw("dst", size);
+            add_filter(&lab);
+            let model = vec![0; size as usize];
+            let mut guest = Guest::start(&lab.graph, "filter", model, 2, 5);
+            let config = MirrorConfig {
+                replaces: Some(replaces.to_owned()),
+                ..MirrorConfig::new(JobConfig::new("m"), source, "dst")
+            };
+            let job = begin(&lab, config).await;
+            reaches(&job, &[Status::Ready]).await;
+            busy(&guest, 50).await;
+            job.complete().unwrap();
+            job.over().await.unwrap();
+            assert_eq!(guest.node(), at);
+            busy(&guest, 50).await;
+            guest.stop();
+            assert_same(&lab.contents("dst").await, &guest.model(), "the copy");
+            drop(guest);
+            if at == "filter" {
+                assert_eq!(lab.graph.children("filter").unwrap(), ["dst"]);
+                lab.graph.remove("src").unwrap();
+            }
+        });
+    }
+}
+
+#[test]
+fn a_node_that_shows_something_else_is_not_replaced() {
+    run(async {
+        let lab = Lab::new();
+        for name in ["src", "dst", "other"] {
+            lab.raw(name, MIB);
+        }
+        lab.raw("half", MIB / 2);
+        let config = RawConfig {
+            size: Some(MIB / 2),
+            ..RawConfig::default()
+        };
+        let part = open_raw(lab.graph.get("src").unwrap(), &config).unwrap();
+        lab.graph.insert(Some("part"), part, &["src"]).unwrap();
+        for (source, target, replaces, expected) in [
+            (
+                "src",
+                "dst",
+                "none",
+                "Failed to find node with node-name='none'",
+            ),
+            (
+                "src",
+                "dst",
+                "other",
+                "Cannot replace 'other' by a node mirrored from 'src', because it cannot be guaranteed that doing so would not lead to an abrupt change of visible data",
+            ),
+            (
+                "part",
+                "half",
+                "src",
+                "cannot replace image with a mirror image of different size",
+            ),
+        ] {
+            let config = MirrorConfig {
+                replaces: Some(replaces.to_owned()),
+                ..MirrorConfig::new(JobConfig::new("m"), source, target)
+            };
+            let error = mirror(&lab.jobs, &lab.graph, config).unwrap_err();
+            assert_eq!(error.to_string(), expected);
+        }
+        assert!(lab.jobs.list().is_empty());
     });
 }
 

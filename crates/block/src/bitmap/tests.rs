@@ -1,8 +1,12 @@
 #![allow(clippy::single_range_in_vec_init)] // A list of areas may have one.
 
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
+
 use super::*;
 
 const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
 
 /// The same by a list of bools.
 struct Model(Vec<bool>);
@@ -91,14 +95,40 @@ fn areas_are_cut_where_they_are_asked_to_be() {
 #[test]
 fn a_disk_that_grows_is_dirty_where_it_is_new() {
     let bitmap = DirtyBitmap::new(1 << 20, 64 * KIB).unwrap();
-    bitmap.resize(100 << 20).unwrap();
+    bitmap.follow(|| 100 << 20).unwrap();
     assert_eq!(areas(&bitmap), vec_of(1 << 20..100 << 20));
-    bitmap.resize(3 << 20).unwrap();
+    bitmap.follow(|| 3 << 20).unwrap();
     assert_eq!(areas(&bitmap), vec_of(1 << 20..3 << 20));
     assert_eq!(bitmap.dirty_bytes(), 2 << 20);
     let other = DirtyBitmap::new(1 << 20, 64 * KIB).unwrap();
     let error = bitmap.merge(&other).unwrap_err().to_string();
     assert_eq!(error, "Bitmaps are of different sizes and can't be merged");
+}
+
+#[test]
+fn who_follows_an_older_size_takes_no_marks_of_a_newer_one_away() {
+    let bitmap = DirtyBitmap::new(MIB, 64 * KIB).unwrap();
+    let disk = AtomicU64::new(2 * MIB);
+    std::thread::scope(|scope| {
+        let (bitmap, disk) = (&bitmap, &disk);
+        let (tell, told) = std::sync::mpsc::channel();
+        let first = scope.spawn(move || {
+            bitmap.follow(|| {
+                let size = disk.load(SeqCst);
+                tell.send(()).unwrap();
+                // It loses the processor with the older size in its hands.
+                std::thread::sleep(Duration::from_millis(100));
+                size
+            })
+        });
+        told.recv().unwrap();
+        disk.store(8 * MIB, SeqCst);
+        bitmap.follow(|| disk.load(SeqCst)).unwrap();
+        bitmap.mark(7 * MIB, MIB);
+        first.join().unwrap().unwrap();
+    });
+    assert_eq!(bitmap.size(), 8 * MIB);
+    assert_eq!(areas(&bitmap), vec_of(MIB..8 * MIB));
 }
 
 #[test]

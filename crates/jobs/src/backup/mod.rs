@@ -351,8 +351,9 @@ impl Driver for Backup {
         Box::pin(self.run_now(job))
     }
 
-    fn prepare<'a>(&'a self, _job: &'a Arc<Job>) -> LocalFuture<'a, Result<()>> {
+    fn prepare<'a>(&'a self, job: &'a Arc<Job>) -> LocalFuture<'a, Result<()>> {
         Box::pin(async {
+            let _pass = job.settling_pass().await?;
             // Nobody is told of a success that a power cut could take back.
             self.before.target.node().flush().await?;
             // A guest's write may have been given the way over the backup since the work was done.

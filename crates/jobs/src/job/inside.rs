@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use diskfuse_block::Error;
+use diskfuse_block::{Error, Kind, Result};
 
 use super::{CANCELLED, Ending, Job, Pass, RETRY, State};
 use crate::event::{ErrorAction, JobEvent, Operation};
@@ -144,6 +144,17 @@ impl Job {
     /// cancelled.
     pub(crate) async fn pass(&self, bytes: u64) -> Option<Pass<'_>> {
         self.keep_pace(bytes).await;
+        self.gate().await
+    }
+
+    /// [`Job::pass`] for making the result the truth, whatever the speed; what is not done then must not be taken for done, so
+    /// it is an error if the job was cancelled along with others.
+    pub(crate) async fn settling_pass(&self) -> Result<Pass<'_>> {
+        let pass = self.gate().await;
+        pass.ok_or_else(|| Error::new(Kind::Os(libc::ECANCELED), CANCELLED))
+    }
+
+    async fn gate(&self) -> Option<Pass<'_>> {
         let look = || {
             let mut state = self.state.lock();
             if state.cancelled {
@@ -195,6 +206,21 @@ impl Job {
     /// Something that the job's own tasks wait for has changed.
     pub(crate) fn notify(&self) {
         self.changed.notify();
+    }
+
+    /// It is a user of this node from now on, perhaps for a while only.
+    pub(crate) fn takes_place(&self, node: &str) {
+        self.state.lock().places.push(node.to_owned());
+    }
+
+    /// The nodes that it is or was a user of.
+    pub(crate) fn places(&self) -> Vec<String> {
+        self.state.lock().places.clone()
+    }
+
+    /// At how many of its places somebody drains the node.
+    pub(crate) fn drained_places(&self) -> usize {
+        self.state.lock().drains
     }
 
     /// One more of its nodes is being drained, or one less.

@@ -78,7 +78,9 @@ struct State {
     status: Status,
     /// By somebody, or by an error.
     paused: bool,
-    /// Nodes of its that are being drained.
+    /// The nodes that it has a place at.
+    places: Vec<String>,
+    /// How many of those are being drained.
     drains: usize,
     in_flight: usize,
     cancelled: bool,
@@ -153,6 +155,7 @@ impl Job {
             id: config.id.clone(),
             status: Status::Undefined,
             paused: false,
+            places: Vec::new(),
             drains: 0,
             in_flight: 0,
             cancelled: false,

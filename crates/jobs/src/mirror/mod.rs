@@ -1,6 +1,7 @@
 //! `blockdev-mirror`, and the commit of an active image: a copy that is kept the same as a disk that is written, and at last
 //! takes its place, or is left as it is at one moment. The guest stands still only for what was dirty last.
 
+mod config;
 mod tracker;
 
 use std::cell::Cell;
@@ -18,11 +19,12 @@ use crate::chain::{self, held_above};
 use crate::copy::{Bounce, Failure, PIECE, WORKERS, is_zero, stretch};
 use crate::drive::{Driver, crew};
 use crate::event::{ErrorAction, Operation};
-use crate::job::{Ending, Job, JobConfig};
-use crate::policy::OnError;
+use crate::job::{Ending, Job};
 use crate::registry::{Jobs, Start, Undo};
 use crate::seat::{Rights, Seat};
 use crate::status::JobType;
+pub use config::{CopyMode, MirrorConfig, MirrorSync};
+use config::{check_replaces, lowest};
 use tracker::{AroundSource, Tracker};
 
 /// What may be dirty when the guest is stopped for the last time: as many bytes as any disk writes in some tens of milliseconds,
@@ -34,77 +36,18 @@ const SWEEPS: usize = 16;
 /// How long a job that is ready lets dirt gather.
 const GATHER: Duration = Duration::from_millis(50);
 
-/// What of the source is copied.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MirrorSync {
-    /// All of it.
-    Full,
-    /// What the topmost image holds itself; the target has the same backing file.
-    Top,
-    /// What is written from now on.
-    None,
-}
-
-/// When writes reach the target (`MirrorCopyMode`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum CopyMode {
-    /// Some time later.
-    #[default]
-    Background,
-    /// Before they are answered.
-    WriteBlocking,
-}
-
-/// What `blockdev-mirror` is told.
-#[derive(Clone, Debug)]
-pub struct MirrorConfig {
-    /// What every job is told.
-    pub job: JobConfig,
-    /// The node to copy (`device`).
-    pub source: String,
-    /// The node to copy to.
-    pub target: String,
-    /// The node whose place the target takes when the job is completed; the source if none is said.
-    pub replaces: Option<String>,
-    /// What to copy.
-    pub sync: MirrorSync,
-    /// When writes reach the target.
-    pub copy_mode: CopyMode,
-    /// Bytes that are copied together, a power of two; chosen if none is said.
-    pub granularity: Option<u64>,
-    /// About errors of the source.
-    pub on_source_error: OnError,
-    /// About errors of the target.
-    pub on_target_error: OnError,
-}
-
-impl MirrorConfig {
-    /// A copy of everything.
-    pub fn new(job: JobConfig, source: &str, target: &str) -> Self {
-        Self {
-            job,
-            source: source.to_owned(),
-            target: target.to_owned(),
-            replaces: None,
-            sync: MirrorSync::Full,
-            copy_mode: CopyMode::default(),
-            granularity: None,
-            on_source_error: OnError::default(),
-            on_target_error: OnError::default(),
-        }
-    }
-}
-
 /// Gets a mirror ready to begin.
 ///
 /// # Errors
-/// In the words of `blockdev-mirror`: if the id or a node is in use, the nodes are the same or of different sizes.
+/// In the words of `blockdev-mirror`: if the id or a node is in use, the nodes are the same or of different sizes, or the node
+/// to replace does not show what the source does.
 pub fn mirror(jobs: &Jobs, graph: &Graph, config: MirrorConfig) -> Result<Start> {
     if config.source == config.target {
         let message = "Can't mirror node into itself";
         return Err(Error::new(Kind::Invalid, message));
     }
     check_sizes(&*graph.get(&config.source)?, &*graph.get(&config.target)?)?;
+    check_replaces(graph, &config)?;
     let scope = match config.sync {
         MirrorSync::Full => Scope::All,
         MirrorSync::Top => Scope::Layers(vec![config.source.clone()]),
@@ -411,8 +354,12 @@ impl Mirror {
             self.sweep(job, false).await?;
         }
         // What is on its way to the disk need not be waited for with the guest standing still.
-        self.target.node().flush().await?;
-        let (_pass, _drained) = self.source.hold_still(job).await?;
+        {
+            let _pass = job.settling_pass().await?;
+            self.target.node().flush().await?;
+        }
+        let lowest = lowest(&self.graph, &self.config)?;
+        let (_pass, _drained) = self.source.hold_still(job, &lowest).await?;
         self.sweep(job, true).await?;
         let left = self.tracker.dirty.dirty_bytes();
         if left > 0 {

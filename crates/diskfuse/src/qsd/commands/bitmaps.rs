@@ -226,8 +226,7 @@ impl Bitmaps {
     pub fn resized(&self, nodes: &Nodes) {
         for entry in &self.entries {
             if let Ok(node) = nodes.graph.bare(&entry.node)
-                && node.size() != entry.bitmap.size()
-                && let Err(error) = entry.bitmap.resize(node.size())
+                && let Err(error) = entry.bitmap.follow(|| node.size())
             {
                 let name = &entry.name;
                 tracing::warn!(name, %error, "a bitmap could not follow its disk's size");

@@ -88,7 +88,7 @@ pub fn stream(host: &Commands, what: &BlockStream) -> Result<()> {
     )
 }
 
-/// `block-commit`. The base is opened for writing if it is not.
+/// `block-commit`. The base, and an image above the top, are opened for writing if they are not.
 pub fn commit(host: &Commands, what: &BlockCommit) -> Result<()> {
     live::find(&host.nodes, &what.device)?;
     if what.base.is_some() && what.base_node.is_some() {
@@ -116,18 +116,33 @@ pub fn commit(host: &Commands, what: &BlockCommit) -> Result<()> {
         on_error: on_error(what.on_error),
         ..CommitConfig::new(common!(what).config(None)?, &what.device)
     };
-    let base = match &config.base {
-        Some(base) => base.clone(),
-        None => lowest(host, &what.device)?,
-    };
-    let changed = live::writable::make(&host.nodes, &base)?;
-    let started = diskfuse_jobs::commit(&host.jobs, &host.nodes.graph, config)
-        .map_err(Error::from)
+    let writes = diskfuse_jobs::commit_writes(&host.nodes.graph, &config)?;
+    let mut changed = Vec::new();
+    let started = open_for_writing(host, &writes, &mut changed)
+        .and_then(|()| {
+            Ok(diskfuse_jobs::commit(
+                &host.jobs,
+                &host.nodes.graph,
+                config,
+            )?)
+        })
         .and_then(|start| begin(host, start));
-    if started.is_err() && changed {
-        live::writable::undo(&host.nodes, &base);
+    if started.is_err() {
+        for name in changed.iter().rev() {
+            live::writable::undo(&host.nodes, name);
+        }
     }
     started
+}
+
+/// Opens these nodes for writing if they are not, and notes in `changed` which were not, also before an error.
+fn open_for_writing(host: &Commands, names: &[String], changed: &mut Vec<String>) -> Result<()> {
+    for name in names {
+        if live::writable::make(&host.nodes, name)? {
+            changed.push(name.clone());
+        }
+    }
+    Ok(())
 }
 
 /// `blockdev-backup`, ready to begin.
@@ -287,15 +302,6 @@ fn in_chain(host: &Commands, device: &str, file: &str) -> Result<String> {
     Err(Error::Refused(format!(
         "Can't find '{file}' in the backing chain"
     )))
-}
-
-/// The lowest image of a chain.
-fn lowest(host: &Commands, device: &str) -> Result<String> {
-    let mut name = device.to_owned();
-    while let Some(next) = below(host, &name)? {
-        name = next;
-    }
-    Ok(name)
 }
 
 /// What is asked of a job by its id.
