@@ -3,6 +3,7 @@
 //! it waits.
 
 use std::sync::{Arc, Weak};
+use std::task::Poll;
 
 use parking_lot::Mutex;
 
@@ -132,9 +133,16 @@ impl Graph {
         if let Some(why) = hooks.iter().find_map(|hook| hook.immovable()) {
             return Err(busy(format!("Node '{name}' cannot be drained: {why}")));
         }
-        for hook in hooks {
-            hook.quiesce().await;
-        }
+        // All at once: one may wait for what another lets go of.
+        let mut waiting: Vec<_> = hooks.iter().map(|hook| hook.quiesce()).collect();
+        std::future::poll_fn(|cx| {
+            waiting.retain_mut(|quiet| quiet.as_mut().poll(cx).is_pending());
+            match waiting.is_empty() {
+                true => Poll::Ready(()),
+                false => Poll::Pending,
+            }
+        })
+        .await;
         Ok(drained)
     }
 }
