@@ -392,7 +392,7 @@ fn what_is_accepted_here_is_accepted_by_qemu() {
         ),
         (
             "--object",
-            "throttle-group,id=t,x-bps-total=100,x-bps-total-max=200,x-bps-total-max-length=2,limits.iops-read=5,\
+            "throttle-group,id=t,x-bps-total=100,x-bps-total-max=200,limits.iops-read=5,\
              limits.iops-size=4096"
                 .to_owned(),
         ),

@@ -32,7 +32,9 @@ pub fn run(host: &mut Commands, daemon: &Daemon, what: &Transaction) -> Result<(
     let mode = what.properties.as_ref().and_then(|p| p.completion_mode);
     let group = (mode == Some(CompletionMode::Grouped)).then(JobTransaction::new);
     let mut undo = Vec::new();
-    let outcome = carry_out(host, &what.actions, group.as_ref(), &mut undo);
+    // Until all is done, or undone.
+    let mut drained = Vec::new();
+    let outcome = carry_out(host, &what.actions, group.as_ref(), &mut drained, &mut undo);
     host.bitmaps.lend(Vec::new());
     daemon.sizes_changed();
     if outcome.is_err() {
@@ -49,6 +51,7 @@ fn carry_out(
     host: &mut Commands,
     actions: &[Action],
     group: Option<&Arc<JobTransaction>>,
+    drained: &mut Vec<Drained>,
     undo: &mut Vec<Undo>,
 ) -> Result<()> {
     // A backup may be of a bitmap that is new. What is written from here on until all stand still is marked there although
@@ -69,7 +72,7 @@ fn carry_out(
     };
     host.bitmaps
         .lend(actions.iter().filter_map(of_backup).collect());
-    let _drained = drain(host, actions, &starts)?;
+    drained.extend(drain(host, actions, &starts)?);
     act(host, actions, starts, undo)
 }
 
