@@ -1,7 +1,12 @@
 //! The running process: its exports, and what happens to them. The main thread has no event loop; it waits for one
-//! thing after the other on one channel: a signal, an export that ended, a request over the control socket. It never
-//! waits for a disk itself: exports are stopped by threads made for that, so that one stuck disk keeps nothing else
-//! from being unmounted, listed or ended. Every export leaves through [`Daemon::remove`], however its end came.
+//! thing after the other on one channel: a signal, an export that ended, a request over the control socket, a command of a
+//! monitor. Exports are stopped by threads made for that, and jobs end beside them, so that one stuck disk keeps nothing else from
+//! being unmounted, listed or ended. What it does wait for are commands of monitors: for the requests of a drain with a
+//! time limit, for the metadata that a command reads or writes without one.
+
+mod attendant;
+mod leaving;
+mod nodes;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -12,13 +17,13 @@ use std::time::{Duration, Instant};
 
 use diskfuse_block::Graph;
 use diskfuse_fuse::{End, Export, ExportOptions, Stats};
-use diskfuse_ring::{Choice, Config, IoThread, Mailbox, Polling, Ring};
+use diskfuse_ring::{Choice, Config, IoThread, Mailbox, Polling};
 use rustix::process::{Resource, Rlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::control;
-use crate::control::protocol::{Answer, ExportStatus, Request, Unmount, WirePath};
+use crate::control::protocol::{Answer, ExportStatus, Request, WirePath};
 use crate::control::server::{Handler, Server};
 use crate::directory::Directory;
 use crate::error::{Error, Result};
@@ -27,6 +32,9 @@ use crate::mountpoint::MadeFile;
 use crate::qsd::monitor;
 use crate::service::Manager;
 use crate::watchdog::Watchdog;
+pub use attendant::{Attendant, Nobody, Over};
+use nodes::close_nodes;
+pub use nodes::names_from_above;
 
 /// What the main thread waits for.
 enum Event {
@@ -44,48 +52,6 @@ enum Event {
     Over,
     /// A client of a monitor gives a command.
     Monitor(Box<monitor::Request>),
-}
-
-/// What belongs to more than the exports: commands of monitors, and what their clients are told.
-pub trait Attendant {
-    /// Carries out a command. Called on the main thread.
-    fn carry_out(&mut self, daemon: &mut Daemon, request: monitor::Request);
-
-    /// An export has ended and left nothing behind.
-    fn export_gone(&mut self, id: &str);
-
-    /// No command is taken any more.
-    fn hang_up(&mut self);
-
-    /// Everything is to end. Called once, before the exports are stopped; must not wait. If there is something to wait
-    /// for, `over` is to be called when it is done, from any thread; dropping it does the same.
-    fn ending(&mut self, over: Over);
-}
-
-/// Says that what belongs to more than the exports has ended: see [`Attendant::ending`].
-pub struct Over(Sender<Event>);
-
-impl Drop for Over {
-    fn drop(&mut self) {
-        // Fails when the main thread is past caring.
-        let _ = self.0.send(Event::Over);
-    }
-}
-
-/// Nobody: there are no monitors.
-pub struct Nobody;
-
-impl Attendant for Nobody {
-    fn carry_out(&mut self, _: &mut Daemon, request: monitor::Request) {
-        // Dropping it answers it.
-        drop(request);
-    }
-
-    fn export_gone(&mut self, _: &str) {}
-
-    fn hang_up(&mut self) {}
-
-    fn ending(&mut self, _: Over) {}
 }
 
 /// An export's number in this process; never used twice.
@@ -458,159 +424,6 @@ impl Daemon {
             }
         }
     }
-
-    fn stop_all(&mut self) {
-        let keys: Vec<Key> = self.exports.keys().copied().collect();
-        for key in keys {
-            self.stop(key);
-        }
-    }
-
-    /// Begins to stop an export, if that has not begun.
-    fn stop(&mut self, key: Key) {
-        let Some(entry) = self.exports.get_mut(&key) else {
-            return;
-        };
-        // Only one thread at a time stops it, so that the error of its last flush comes to whoever waits. If the one that
-        // tries leaves it as it is, it is stopped then.
-        if !std::mem::replace(&mut entry.stopping, true) && !entry.trying {
-            self.stop_now(key);
-        }
-    }
-
-    fn stop_now(&mut self, key: Key) {
-        self.in_a_thread(key, |export| Some(export.stop()));
-    }
-
-    /// Begins to stop an export, which stays as it is if somebody uses the file.
-    fn stop_unless_busy(&mut self, key: Key) {
-        let Some(entry) = self.exports.get_mut(&key) else {
-            return;
-        };
-        if !entry.stopping && !std::mem::replace(&mut entry.trying, true) {
-            self.in_a_thread(key, |export| match export.stop_unless_busy() {
-                Err(diskfuse_fuse::Error::Busy { .. }) => None,
-                outcome => Some(outcome),
-            });
-        }
-    }
-
-    /// Has `work` stop an export; `None` is that it has not.
-    fn in_a_thread(
-        &mut self,
-        key: Key,
-        work: fn(&Export) -> Option<std::result::Result<(), diskfuse_fuse::Error>>,
-    ) {
-        let Some(entry) = self.exports.get(&key) else {
-            return;
-        };
-        let export = Arc::clone(&entry.export);
-        let sender = self.sender.clone();
-        let outcome = move |export: Arc<Export>| match work(&export) {
-            Some(outcome) => Event::Stopped(key, outcome),
-            None => Event::Busy(key),
-        };
-        let in_thread = move || {
-            let event = outcome(export);
-            let _ = sender.send(event);
-        };
-        if let Err(error) = spawn("stop", in_thread) {
-            tracing::debug!(%error, "no thread to stop an export with; doing it here");
-            // The daemon holds the other end itself.
-            let _ = self.sender.send(outcome(Arc::clone(&entry.export)));
-        }
-    }
-
-    /// An export was not stopped, because somebody uses the file.
-    fn busy(&mut self, key: Key) {
-        let Some(entry) = self.exports.get_mut(&key) else {
-            return;
-        };
-        entry.trying = false;
-        if entry.stopping {
-            self.stop_now(key);
-            return;
-        }
-        for reply in std::mem::take(&mut entry.waiting) {
-            let _ = reply.send(Answer::Busy);
-        }
-    }
-
-    /// An export that nobody told to end has ended: what is left of it goes the same way as every other one's.
-    fn ended(&mut self, key: Key, end: End) {
-        let Some(entry) = self.exports.get(&key) else {
-            return;
-        };
-        if entry.stopping || entry.trying {
-            return;
-        }
-        let (id, path) = (entry.export.id(), entry.export.mountpoint().display());
-        match end {
-            // The export itself has said so.
-            End::Stopped | End::Unmounted => {
-                tracing::info!("export '{id}' on '{path}' has ended: {end}");
-            }
-            End::Halted => {
-                let message = format!("export '{id}' on '{path}' has ended: {end}");
-                self.failed.get_or_insert(Error::Refused(message));
-            }
-        }
-        self.stop(key);
-    }
-
-    /// Forgets an export that has been stopped, and returns its id.
-    fn remove(
-        &mut self,
-        key: Key,
-        outcome: std::result::Result<(), diskfuse_fuse::Error>,
-    ) -> Option<String> {
-        let mut entry = self.exports.remove(&key)?;
-        let id = entry.export.id().to_owned();
-        let waiting = std::mem::take(&mut entry.waiting);
-        drop(entry);
-        if !self.is_over() {
-            self.manager.status(&self.summary());
-        }
-        let answer = match outcome {
-            Ok(()) => Answer::Unmounted {
-                ends: self.is_over(),
-            },
-            Err(error) => {
-                let message = error.to_string();
-                tracing::error!("{message}");
-                self.failed.get_or_insert(error.into());
-                Answer::Failed { message }
-            }
-        };
-        for reply in waiting {
-            let _ = reply.send(answer.clone());
-        }
-        Some(id)
-    }
-
-    fn unmount(&mut self, mountpoint: &WirePath, how: Unmount, reply: Sender<Answer>) {
-        let mut all = self.exports.iter_mut();
-        let found = all.find(|(_, entry)| entry.export.mountpoint() == mountpoint.0);
-        let Some((&key, entry)) = found else {
-            let message = format!(
-                "nothing is exported on '{}' any more",
-                mountpoint.0.display()
-            );
-            let _ = reply.send(Answer::Failed { message });
-            return;
-        };
-        match how {
-            Unmount::UnlessBusy => {
-                entry.waiting.push(reply);
-                self.stop_unless_busy(key);
-            }
-            Unmount::Forcibly => {
-                entry.waiting.push(reply);
-                self.stop(key);
-            }
-            Unmount::Lazily => detach(Arc::clone(&entry.export), reply),
-        }
-    }
 }
 
 impl Drop for Daemon {
@@ -646,68 +459,6 @@ impl Entry {
             errors: stats.errors,
         }
     }
-}
-
-/// Takes the name of an export's file away, and answers.
-fn detach(export: Arc<Export>, reply: Sender<Answer>) {
-    let work = move || {
-        let answer = match export.detach() {
-            Ok(()) => Answer::Unmounted { ends: false },
-            Err(error) => Answer::Failed {
-                message: error.to_string(),
-            },
-        };
-        let _ = reply.send(answer);
-    };
-    if let Err(error) = spawn("detach", work) {
-        // Whoever waits hears that there is no answer.
-        tracing::warn!(%error, "no thread to take a mount away with");
-    }
-}
-
-/// Closes every node that can be written, those above first: an image may have metadata to put in order. Nobody uses
-/// them any more. All are closed whatever happens; the error is the first one.
-fn close_nodes(graph: &Graph) -> Result<()> {
-    let mut nodes = Vec::new();
-    for name in names_from_above(graph) {
-        let node = graph.bare(&name)?;
-        if !node.read_only() {
-            nodes.push((name, node));
-        }
-    }
-    if nodes.is_empty() {
-        return Ok(());
-    }
-    let ring = Ring::new(&Config::default())?;
-    let mut outcome = Ok(());
-    for (name, node) in nodes {
-        if let Err(error) = ring.block_on(node.close()) {
-            tracing::debug!(name, %error, "cannot close a node");
-            outcome = outcome.and(Err(error.into()));
-        }
-    }
-    outcome
-}
-
-/// The names of all nodes, each before those below it.
-pub fn names_from_above(graph: &Graph) -> Vec<String> {
-    let mut found = Vec::new();
-    for name in graph.names() {
-        add_from_below(graph, name, &mut found);
-    }
-    found.reverse();
-    found
-}
-
-/// Adds a node behind those below it, unless it is there already.
-fn add_from_below(graph: &Graph, name: String, found: &mut Vec<String>) {
-    if found.contains(&name) {
-        return;
-    }
-    for child in graph.children(&name).unwrap_or_default() {
-        add_from_below(graph, child, found);
-    }
-    found.push(name);
 }
 
 /// `count` threads with an event loop each, for one export alone.
