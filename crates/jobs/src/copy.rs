@@ -8,10 +8,11 @@ use diskfuse_ring::Buf;
 
 use crate::event::Operation;
 
-/// Bytes of one read and write at most.
-pub(crate) const PIECE: u64 = 512 << 10;
-/// Pieces of a job that are in flight at most. More would not make it faster, but the guest slower.
-pub(crate) const WORKERS: usize = 8;
+/// Bytes of one read and write at most. With [`WORKERS`] it is what stands in the disk's queue in front of a guest's request: eight
+/// pieces of 512 KiB made its p99 five to ten times as long, and the job hardly faster (docs/BENCHMARKS.md).
+pub(crate) const PIECE: u64 = 128 << 10;
+/// Pieces of a job that are in flight at most.
+pub(crate) const WORKERS: usize = 4;
 /// Stretches of a target that are looked at before it is taken for one that holds something.
 const LOOKS: usize = 4096;
 
