@@ -24,6 +24,7 @@ use crate::daemon::{Daemon, Lifetime, NewExport, Nobody, own_threads};
 use crate::directory::{self, Directory};
 use crate::error::{Error, Result};
 use crate::logging;
+use crate::metrics::Metrics;
 use crate::mountpoint::{self, MadeFile};
 use crate::output;
 use crate::overlay::{self, Overlay};
@@ -39,6 +40,11 @@ pub fn run(arguments: &MountArgs) -> Result<ExitCode> {
         (false, Role::Daemon(readiness)) => Some(readiness),
     };
     logging::start(arguments.log.as_deref(), arguments.log_file.as_deref())?;
+    let metrics = arguments
+        .metrics
+        .as_deref()
+        .map(Metrics::listen)
+        .transpose()?;
     let mut daemon = Daemon::new(Lifetime::Exports)?;
     // A killed daemon may have shown the image over itself.
     mountpoint::heal(&arguments.image)?;
@@ -60,6 +66,9 @@ pub fn run(arguments: &MountArgs) -> Result<ExitCode> {
     let node = part_of(daemon.graph(), opened, arguments)?;
     let mountpoint = start_export(&mut daemon, node, directory, arguments)?;
     let control = daemon.listen()?;
+    let metrics = metrics
+        .map(|metrics| metrics.serve(daemon.asker()))
+        .transpose()?;
     // Where it is, for those who did not say so themselves.
     let news = match arguments.mountpoint {
         Some(_) => String::new(),
@@ -71,7 +80,7 @@ pub fn run(arguments: &MountArgs) -> Result<ExitCode> {
     }
     let outcome = daemon.run(&mut Nobody);
     // Everybody who waits is answered before the process ends.
-    drop(control);
+    drop((control, metrics));
     outcome.map(|()| ExitCode::SUCCESS)
 }
 

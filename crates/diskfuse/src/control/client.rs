@@ -44,6 +44,11 @@ pub struct Daemons {
 
 /// Asks all daemons of `folder` what they serve. Sockets of daemons that are dead are removed.
 pub fn find(folder: &Path) -> Result<Daemons> {
+    find_within(folder, PATIENCE)
+}
+
+/// The same, with less patience: a daemon that takes longer is silent.
+pub fn find_within(folder: &Path, patience: Duration) -> Result<Daemons> {
     let failed = || format!("Could not look for daemons in '{}'", folder.display());
     match folder.symlink_metadata() {
         Ok(stat) => check_ours(folder, &stat)?,
@@ -60,7 +65,7 @@ pub fn find(folder: &Path) -> Result<Daemons> {
         // All at once, so that several that do not answer cost one wait.
         let asked: Vec<_> = sockets
             .iter()
-            .map(|path| scope.spawn(|| ask(path)))
+            .map(|path| scope.spawn(|| ask(path, patience)))
             .collect();
         asked
             .into_iter()
@@ -99,8 +104,8 @@ fn silence(socket: &Path, error: &io::Error) -> String {
 }
 
 /// What the daemon behind a socket serves; `None` if there is no daemon any more.
-fn ask(socket: &Path) -> io::Result<Option<Vec<ExportStatus>>> {
-    let deadline = Instant::now() + PATIENCE;
+fn ask(socket: &Path, patience: Duration) -> io::Result<Option<Vec<ExportStatus>>> {
+    let deadline = Instant::now() + patience;
     let mut stream = match connect(socket) {
         Ok(stream) => stream,
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
@@ -295,6 +300,8 @@ mod tests {
             written_bytes: u64::MAX,
             flushes: 5,
             errors: 6,
+            per_queue: Vec::new(),
+            metadata_cache: None,
         }
     }
 
