@@ -59,7 +59,8 @@ fn parse(page: &str) -> BTreeMap<String, f64> {
     let (mut family, mut helped) = (String::new(), String::new());
     for line in page.lines() {
         if let Some(help) = line.strip_prefix("# HELP ") {
-            helped = help.split_once(' ').expect("a help text").0.to_owned();
+            let (name, _) = help.split_once(' ').expect("a help text");
+            name.clone_into(&mut helped);
             continue;
         }
         if let Some(kind) = line.strip_prefix("# TYPE ") {
@@ -363,10 +364,11 @@ fn in_a_terminal(bed: &Bed, daemon: &Daemon) {
         "{shown:?}"
     );
     assert!(
-        shown.contains(&format!("/{name}")) && shown.contains("queue 0"),
+        shown.contains(&format!("/{name}")) && shown.contains("queue"),
         "{shown:?}"
     );
-    assert!(shown.contains('µ') || shown.contains("ms"), "{shown:?}");
+    // There are latencies only of requests; the title and a row are drawn piece by piece, where something has changed.
+    assert!(shown.contains('µ'), "{shown:?}");
 }
 
 #[test]

@@ -31,6 +31,8 @@ pub struct Daemon {
     socket: PathBuf,
     /// What it serves.
     pub exports: Vec<ExportStatus>,
+    /// When it said so.
+    pub answered: Instant,
 }
 
 /// Everything that listens in a folder.
@@ -75,7 +77,11 @@ pub fn find_within(folder: &Path, patience: Duration) -> Result<Daemons> {
     let mut found = Daemons::default();
     for (socket, answer) in sockets.into_iter().zip(answers) {
         match answer {
-            Ok(Ok(Some(exports))) => found.answering.push(Daemon { socket, exports }),
+            Ok(Ok(Some((answered, exports)))) => found.answering.push(Daemon {
+                socket,
+                exports,
+                answered,
+            }),
             Ok(Ok(None)) => {}
             Ok(Err(error)) => found.silent.push(silence(&socket, &error)),
             Err(_) => found
@@ -103,8 +109,8 @@ fn silence(socket: &Path, error: &io::Error) -> String {
     }
 }
 
-/// What the daemon behind a socket serves; `None` if there is no daemon any more.
-fn ask(socket: &Path, patience: Duration) -> io::Result<Option<Vec<ExportStatus>>> {
+/// What the daemon behind a socket serves, and when it said so; `None` if there is no daemon any more.
+fn ask(socket: &Path, patience: Duration) -> io::Result<Option<(Instant, Vec<ExportStatus>)>> {
     let deadline = Instant::now() + patience;
     let mut stream = match connect(socket) {
         Ok(stream) => stream,
@@ -118,7 +124,7 @@ fn ask(socket: &Path, patience: Duration) -> io::Result<Option<Vec<ExportStatus>
     };
     send(&mut stream, &Request::List)?;
     match read_answer(&mut stream, deadline) {
-        Ok(Answer::Exports { exports }) => Ok(Some(exports)),
+        Ok(Answer::Exports { exports }) => Ok(Some((Instant::now(), exports))),
         Ok(Answer::Failed { message }) => Err(io::Error::other(message)),
         Ok(Answer::Unmounted { .. } | Answer::Busy) => Err(io::ErrorKind::InvalidData.into()),
         // It ended while we asked.

@@ -97,14 +97,14 @@ pub(super) fn sort(rows: &mut [Row], order: Order) {
 
 /// The exports that were there at both looks.
 pub(super) fn rows(before: &Look, now: &Look) -> Vec<Row> {
-    let time = now.taken.saturating_duration_since(before.taken);
-    let time = time.max(Duration::from_millis(1));
     let same = |a: &ExportStatus, b: &ExportStatus| {
         a.pid == b.pid && a.id == b.id && a.mountpoint == b.mountpoint
     };
-    let all = now.exports.iter().filter_map(|export| {
-        let past = before.exports.iter().find(|past| same(past, export))?;
-        Some(row(past, export, time))
+    let all = now.exports.iter().filter_map(|(said, export)| {
+        let mut past = before.exports.iter();
+        let (then, past) = past.find(|(_, past)| same(past, export))?;
+        let time = said.saturating_duration_since(*then);
+        Some(row(past, export, time.max(Duration::from_millis(1))))
     });
     all.collect()
 }
@@ -212,9 +212,8 @@ pub(super) mod tests {
 
     pub(crate) fn between(before: Vec<ExportStatus>, now: Vec<ExportStatus>) -> Vec<Row> {
         let began = Instant::now();
-        let look = |taken, exports| Look {
-            taken,
-            exports,
+        let look = |said, exports: Vec<ExportStatus>| Look {
+            exports: exports.into_iter().map(|export| (said, export)).collect(),
             silent: Vec::new(),
         };
         rows(

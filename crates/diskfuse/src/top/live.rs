@@ -129,7 +129,9 @@ impl View {
             Constraint::Length(1),
         ]);
         let [head, table, notes, help] = areas.areas(frame.area());
-        let requests: f64 = self.rows.iter().map(|row| row.whole.requests()).sum();
+        let requests = self.rows.iter().map(|row| row.whole.requests());
+        // A sum of nothing would be -0.
+        let requests = requests.fold(0.0, |sum, of_row| sum + of_row);
         let count = self.rows.len();
         let title = format!("diskfuse top   {count} shown   {requests:.0} requests/s");
         frame.render_widget(Line::from(title).style(Modifier::BOLD), head);

@@ -6,7 +6,7 @@ mod figures;
 mod live;
 mod table;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
@@ -23,8 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What all daemons said at one moment.
 struct Look {
-    taken: Instant,
-    exports: Vec<ExportStatus>,
+    /// Each with the moment when its daemon spoke, as another one may have taken longer.
+    exports: Vec<(Instant, ExportStatus)>,
     /// A sentence about each daemon that did not answer, or why nobody could be asked.
     silent: Vec<String>,
 }
@@ -79,24 +79,26 @@ fn watch(folder: PathBuf, interval: Duration) -> std::io::Result<Receiver<News>>
     Ok(news)
 }
 
-fn look(folder: &std::path::Path, patience: Duration) -> Look {
-    let found = client::find_within(folder, patience);
-    let taken = Instant::now();
-    match found {
-        Ok(found) => Look {
-            taken,
-            exports: found
-                .answering
-                .into_iter()
-                .flat_map(|daemon| daemon.exports)
-                .collect(),
-            silent: found.silent,
-        },
-        Err(error) => Look {
-            taken,
-            exports: Vec::new(),
-            silent: vec![error.to_string()],
-        },
+fn look(folder: &Path, patience: Duration) -> Look {
+    let found = match client::find_within(folder, patience) {
+        Ok(found) => found,
+        Err(error) => {
+            return Look {
+                exports: Vec::new(),
+                silent: vec![error.to_string()],
+            };
+        }
+    };
+    let exports = found.answering.into_iter().flat_map(|daemon| {
+        let answered = daemon.answered;
+        daemon
+            .exports
+            .into_iter()
+            .map(move |export| (answered, export))
+    });
+    Look {
+        exports: exports.collect(),
+        silent: found.silent,
     }
 }
 

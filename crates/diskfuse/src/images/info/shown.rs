@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::{on_ring, say_json, texts};
 use crate::cli::InfoArgs;
-use crate::control::counters::QueueCounters;
+use crate::control::counters::{CacheCounters, QueueCounters};
 use crate::control::protocol::{ExportStatus, WirePath};
 use crate::control::{self, client};
 use crate::error::{Error, Plain, Result};
@@ -154,7 +154,7 @@ fn as_text(export: &ExportStatus) -> String {
             say(&key, &format_args!("half in {half} µs, 99 % in {most} µs"));
         }
     }
-    if let Some(rate) = export.metadata_cache.and_then(|cache| cache.rate()) {
+    if let Some(rate) = export.metadata_cache.and_then(CacheCounters::rate) {
         say(
             "metadata cache",
             &format_args!("{:.1} % hits", rate * 100.0),
