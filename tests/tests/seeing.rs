@@ -468,7 +468,7 @@ fn looking_is_cheap() {
         std::thread::sleep(Duration::from_secs(2));
         let share = process::cpu_share(top.pid(), Duration::from_secs(5));
         println!(
-            "top at 1 Hz: {:.2} % of a CPU (of a program built without optimization)",
+            "top at 1 Hz: {:.2} % of a CPU (of a program built for tests)",
             share * 100.0
         );
         top.signal(Signal::INT);
