@@ -134,6 +134,7 @@ fn attempt(ground: Ground, limit: Duration, test: &impl Fn(&Bed)) -> bool {
     binary::diskfuse();
     if ground.transport == Transport::Uring {
         enable_uring(true);
+        mounts::show_connections();
     }
     let bed = Bed::new(ground);
     let dog = Watchdog::start(bed.root.clone(), ground, limit);
