@@ -172,9 +172,7 @@ pub fn abort(path: &Path) -> Result<bool> {
 /// Unmounts what is on `path`, which is absolute; by fusermount3 where the kernel does not let us do it ourselves.
 fn take_away(path: &Path, how: UnmountFlags) -> io::Result<()> {
     match rustix::mount::unmount(path, how | UnmountFlags::NOFOLLOW) {
-        Err(Errno::PERM) => {
-            fusermount::unmount(path, how.contains(UnmountFlags::DETACH))
-        }
+        Err(Errno::PERM) => fusermount::unmount(path, how.contains(UnmountFlags::DETACH)),
         outcome => Ok(outcome?),
     }
 }
