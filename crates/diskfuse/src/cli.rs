@@ -55,7 +55,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Show an image as a file
-    Mount(MountArgs),
+    Mount(Box<MountArgs>),
     /// Write everything back and take a shown file away
     Umount(UmountArgs),
     /// List what is shown by this user's daemons
@@ -85,7 +85,7 @@ pub enum Command {
 }
 
 /// `diskfuse mount`
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 #[command(after_help = MOUNT_EXAMPLES, group = ArgGroup::new("may_write").args(["writable", "overlay"]).multiple(true))]
 pub struct MountArgs {
     /// The image: a regular file or a block device
@@ -94,6 +94,15 @@ pub struct MountArgs {
     /// The file to show it as, or with --dir the directory; made if missing, and removed again at the end
     /// [default: IMAGE.raw, with --dir IMAGE.d]
     pub mountpoint: Option<PathBuf>,
+
+    /// More images, with --into
+    #[arg(value_name = "IMAGE", requires = "into", hide = true)]
+    pub more: Vec<PathBuf>,
+
+    /// Show any number of images in this directory, each as NAME.raw (with --dir NAME.d), served by the same threads of one
+    /// process: diskfuse mount --into DIRECTORY IMAGE...
+    #[arg(long, value_name = "DIRECTORY")]
+    pub into: Option<PathBuf>,
 
     /// Show a directory: `disk`, its partitions as p1, p2, …, links to them by label, UUID and name, the snapshots inside the
     /// image, the layers of its chain, and info.json. `sync DIRECTORY` reads the partition table anew
