@@ -31,6 +31,7 @@ Examples:
   diskfuse mount -w disk.img disk.img        writable, over the image itself: its name shows the disk until `umount`
   diskfuse mount --dir vm.qcow2 vm           the disk, its partitions, snapshots and layers as files in a directory
   diskfuse mount --overlay vm.img disk       writable, and all that is written is gone at the end
+  diskfuse mount --into shown *.qcow2        many images in one daemon: shown/a.qcow2.raw, shown/b.qcow2.raw, ...
   diskfuse mount --offset 1M --size 512M disk.img part1
                                              one partition of the disk
   diskfuse mount -w --threads 1 --cache direct /dev/sdb /tmp/sdb
