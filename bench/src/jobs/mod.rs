@@ -79,8 +79,10 @@ pub fn run(options: &Jobs) -> Result<()> {
                 number += 1;
                 match one(contender, &chain, kind, round, number) {
                     Ok(run) => runs.push(run),
-                    Err(Error::Daemon { name, reason }) if contender.role == Role::Peer => {
-                        println!("failed {name}, {}: {reason}", kind.name());
+                    Err(Error::Interrupted) => return Err(Error::Interrupted),
+                    // QEMU refuses some jobs on what is exported.
+                    Err(error) if contender.role == Role::Peer => {
+                        println!("failed {}, {}: {error}", contender.label(), kind.name());
                     }
                     Err(error) => return Err(error),
                 }
