@@ -23,7 +23,9 @@ mod tool;
 mod user;
 mod writers;
 
-pub use bed::{Bed, EventLoop, Ground, Transport, enable_uring, everywhere, on_each, once, once_within};
+pub use bed::{
+    Bed, EventLoop, Ground, Transport, enable_uring, everywhere, on_each, once, once_within,
+};
 pub use binary::diskfuse;
 pub use daemon::{Daemon, Ended};
 pub use disks::{LoopDevice, SmallFs};

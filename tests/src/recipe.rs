@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::bed::Bed;
 use crate::tool::{Output, Tool};
 use crate::user::User;
-use crate::{binary, wait_until};
+use crate::{binary, mounts, wait_until};
 
 const LIMIT: Duration = Duration::from_secs(50);
 /// Ends what a command prints. No tool prints it.
@@ -34,13 +34,14 @@ struct Step {
 }
 
 impl Recipe {
-    /// One command that answers whatever it likes, by anybody.
+    /// One command that answers whatever it likes, by root.
     pub fn of_command(command: &str) -> Self {
         let answer = Vec::new();
         let command = command.to_owned();
         Self {
             title: command.clone(),
             steps: vec![Step { command, answer }],
+            is_for_root: true,
             ..Self::default()
         }
     }
@@ -114,6 +115,9 @@ impl Recipe {
             let words = self.words(bed, user.program());
             let words = std::iter::once("env".to_owned()).chain(words);
             let output = user.run(words).limit(LIMIT).output();
+            if !output.status.success() {
+                mounts::sweep(bed.root());
+            }
             // He may only go when his daemons have gone.
             self.await_end(bed);
             output
@@ -126,7 +130,7 @@ impl Recipe {
     #[track_caller]
     fn await_end(&self, bed: &Bed) {
         let what = format!("'{}' has nothing mounted any more", self.title);
-        let gone = || crate::mounts::below(bed.root()).is_empty();
+        let gone = || mounts::below(bed.root()).is_empty();
         wait_until(&what, Duration::from_secs(10), gone);
     }
 

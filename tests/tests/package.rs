@@ -43,7 +43,10 @@ fn the_package_has_everything_in_its_place_and_works() {
             assert!(fields.contains(line), "{line} in {fields}");
         }
         let root = bed.path("root");
-        Tool::new("dpkg-deb").arg("--extract").args([&deb, &root]).run();
+        Tool::new("dpkg-deb")
+            .arg("--extract")
+            .args([&deb, &root])
+            .run();
         for file in FILES {
             assert!(root.join(file).is_file(), "no {file}");
         }
@@ -51,7 +54,9 @@ fn the_package_has_everything_in_its_place_and_works() {
             let target = root.join("usr/sbin").join(name).read_link().expect(name);
             assert_eq!(target, Path::new("../bin/diskfuse"));
         }
-        let version = Tool::new(root.join("usr/bin/diskfuse")).arg("--version").run();
+        let version = Tool::new(root.join("usr/bin/diskfuse"))
+            .arg("--version")
+            .run();
         assert!(version.stdout.starts_with("diskfuse "), "{version}");
         let bash = root.join("usr/share/bash-completion/completions/diskfuse");
         let script = format!(

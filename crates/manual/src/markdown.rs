@@ -50,7 +50,7 @@ impl Page {
                 Some(gathered) => gathered.push_str(&code),
                 None => self.line.push(bold(&*code)),
             },
-            Event::SoftBreak => self.text("\n"),
+            Event::SoftBreak => self.text(" "),
             Event::Html(html) if html.trim_start().starts_with("<!--") => {}
             other => return Err(NoFormFor(format!("{other:?}"))),
         }
@@ -136,7 +136,7 @@ mod tests {
     fn sections_paragraphs_lists_and_code_have_their_macros() {
         let text = "## FILES\n\n<!-- nobody sees this -->\nOf `-x` *and*\n.more.\n\n* one\n* two\n\n```console\n$ a \\\n.b\n```\n";
         let roff = to_roff(text).unwrap().to_roff();
-        let expected = ".SH FILES\n.PP\nOf \\fB\\-x\\fR \\fIand\\fR\n\\&.more.\n.IP";
+        let expected = ".SH FILES\n.PP\nOf \\fB\\-x\\fR \\fIand\\fR .more.\n.IP";
         assert!(roff.starts_with(expected), "{roff}");
         assert!(roff.contains(".EX\n$ a \\\\\n\\&.b\n.EE"), "{roff}");
     }

@@ -8,7 +8,13 @@ use std::process::{Command, Output};
 
 fn make(folder: &Path) -> Vec<PathBuf> {
     let program = env!("CARGO_BIN_EXE_diskfuse-manual");
-    assert!(Command::new(program).arg(folder).status().unwrap().success());
+    assert!(
+        Command::new(program)
+            .arg(folder)
+            .status()
+            .unwrap()
+            .success()
+    );
     let entries = std::fs::read_dir(folder).unwrap();
     let mut pages: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
     pages.sort();
@@ -26,12 +32,15 @@ fn no_page_makes_man_or_mandoc_complain() {
     let mut complaints = String::new();
     for page in make(folder.path()) {
         let mut man = Command::new("man");
-        man.args(["--warnings", "-E", "UTF-8", "-l", "-Tutf8", "-Z"]).arg(&page);
+        man.args(["--warnings", "-E", "UTF-8", "-l", "-Tutf8", "-Z"])
+            .arg(&page);
         let output = run(man.env("LC_ALL", "C.UTF-8").env("MANROFFSEQ", ""));
         assert!(output.status.success(), "{}", page.display());
         complaints += &String::from_utf8_lossy(&output.stderr);
         // What is left out: pages have no date, so that they are the same whenever they are made.
-        let output = run(Command::new("mandoc").args(["-T", "lint", "-W", "warning"]).arg(&page));
+        let output = run(Command::new("mandoc")
+            .args(["-T", "lint", "-W", "warning"])
+            .arg(&page));
         let lines = String::from_utf8_lossy(&output.stdout).into_owned();
         let lines = lines.lines().filter(|line| !line.contains("missing date"));
         lines.for_each(|line| complaints += &format!("{line}\n"));
@@ -44,7 +53,11 @@ fn every_command_has_a_page_with_its_examples() {
     let folder = tempfile::tempdir().unwrap();
     let pages = make(folder.path());
     for name in [
-        "diskfuse.1", "diskfuse-mount.1", "diskfuse-convert.1", "diskfuse-qsd.1", "diskfuse-formats.7",
+        "diskfuse.1",
+        "diskfuse-mount.1",
+        "diskfuse-convert.1",
+        "diskfuse-qsd.1",
+        "diskfuse-formats.7",
     ] {
         let page = pages.iter().find(|page| page.ends_with(name));
         let text = std::fs::read_to_string(page.unwrap_or_else(|| panic!("no {name}"))).unwrap();

@@ -73,7 +73,8 @@ Examples:
 
 const REBASE_EXAMPLES: &str = "\
 Examples:
-  diskfuse rebase -b new.qcow2 overlay.qcow2 the disk stays as it is: what differs is copied into
+  diskfuse rebase -b new.qcow2 overlay.qcow2
+                                             the disk stays as it is: what differs is copied into
                                              the overlay
   diskfuse rebase -b '' overlay.qcow2        it no longer needs a backing file
   diskfuse rebase -u -b moved/base.qcow2 -F qcow2 overlay.qcow2
