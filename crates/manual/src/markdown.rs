@@ -29,6 +29,8 @@ struct Page {
     is_italic: bool,
     /// A paragraph that begins an item of a list needs no macro of its own.
     begins_item: bool,
+    /// The first paragraph of a section needs none either.
+    begins_section: bool,
 }
 
 /// The sections of a page. A heading of the second level is a section, of the third a part of one.
@@ -64,11 +66,12 @@ impl Page {
                 self.gathered = Some(String::new());
             }
             Tag::Paragraph if self.begins_item => self.begins_item = false,
-            Tag::Paragraph => self.control("PP", &[]),
+            Tag::Paragraph => self.begin_paragraph(),
             Tag::Item => {
                 self.flush();
                 self.control("IP", &["\u{2022}", "2"]);
                 self.begins_item = true;
+                self.begins_section = false;
             }
             Tag::Strong => self.is_bold = true,
             Tag::Emphasis => self.is_italic = true,
@@ -88,10 +91,11 @@ impl Page {
                 };
                 let title = self.gathered.take().unwrap_or_default();
                 self.control(macro_name, &[&title]);
+                self.begins_section = true;
             }
             TagEnd::CodeBlock => {
                 let code = self.gathered.take().unwrap_or_default();
-                self.control("PP", &[]);
+                self.begin_paragraph();
                 self.control("in", &["+4n"]);
                 self.control("EX", &[]);
                 for line in code.lines() {
@@ -104,6 +108,12 @@ impl Page {
             TagEnd::Emphasis => self.is_italic = false,
             TagEnd::Paragraph | TagEnd::Item => self.flush(),
             _ => {}
+        }
+    }
+
+    fn begin_paragraph(&mut self) {
+        if !std::mem::take(&mut self.begins_section) {
+            self.control("PP", &[]);
         }
     }
 
@@ -136,7 +146,7 @@ mod tests {
     fn sections_paragraphs_lists_and_code_have_their_macros() {
         let text = "## FILES\n\n<!-- nobody sees this -->\nOf `-x` *and*\n.more.\n\n* one\n* two\n\n```console\n$ a \\\n.b\n```\n";
         let roff = to_roff(text).unwrap().to_roff();
-        let expected = ".SH FILES\n.PP\nOf \\fB\\-x\\fR \\fIand\\fR .more.\n.IP";
+        let expected = ".SH FILES\nOf \\fB\\-x\\fR \\fIand\\fR .more.\n.IP";
         assert!(roff.starts_with(expected), "{roff}");
         assert!(roff.contains(".EX\n$ a \\\\\n\\&.b\n.EE"), "{roff}");
     }

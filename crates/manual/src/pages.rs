@@ -5,7 +5,6 @@ use std::path::Path;
 
 use clap::Command;
 use clap_mangen::Man;
-use clap_mangen::roff::Roff;
 use diskfuse_cli::cli;
 
 use crate::markdown::to_roff;
@@ -36,8 +35,7 @@ pub fn write(folder: &Path) -> Result<(), Box<dyn Error>> {
     program.build();
     write_command(folder, "diskfuse", &program)?;
     for (name, section, text) in WRITTEN {
-        let mut page = Vec::new();
-        title(name, section).to_writer(&mut page)?;
+        let mut page = title(name, section).into_bytes();
         to_roff(text)?.to_writer(&mut page)?;
         std::fs::write(folder.join(format!("{name}.{section}")), page)?;
     }
@@ -46,9 +44,8 @@ pub fn write(folder: &Path) -> Result<(), Box<dyn Error>> {
 
 /// The page of a command, and those of its commands, unless they are written.
 fn write_command(folder: &Path, name: &str, command: &Command) -> Result<(), Box<dyn Error>> {
-    let man = Man::new(command.clone()).title(name).manual("diskfuse");
-    let mut page = Vec::new();
-    man.render_title(&mut page)?;
+    let man = Man::new(command.clone());
+    let mut page = title(name, "1").into_bytes();
     man.render_name_section(&mut page)?;
     man.render_synopsis_section(&mut page)?;
     man.render_description_section(&mut page)?;
@@ -71,11 +68,10 @@ fn write_command(folder: &Path, name: &str, command: &Command) -> Result<(), Box
     Ok(())
 }
 
-fn title(name: &str, section: &str) -> Roff {
+/// The macro that begins a page. It has no date. The crate roff would leave an empty argument out.
+fn title(name: &str, section: &str) -> String {
     let version = concat!("diskfuse ", env!("CARGO_PKG_VERSION"));
-    let mut roff = Roff::new();
-    roff.control("TH", [name, section, "", version, "diskfuse"]);
-    roff
+    format!(".TH {name} {section} \"\" \"{version}\" \"diskfuse\"\n")
 }
 
 /// What follows the options in a command's help, as sections: its examples, what there is to know, the exit status.

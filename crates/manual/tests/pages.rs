@@ -37,12 +37,15 @@ fn no_page_makes_man_or_mandoc_complain() {
         let output = run(man.env("LC_ALL", "C.UTF-8").env("MANROFFSEQ", ""));
         assert!(output.status.success(), "{}", page.display());
         complaints += &String::from_utf8_lossy(&output.stderr);
-        // What is left out: pages have no date, so that they are the same whenever they are made.
+        // What is left out: pages have no date, so that they are the same whenever they are made, and clap_mangen asks for a
+        // new line where there is one.
         let output = run(Command::new("mandoc")
             .args(["-T", "lint", "-W", "warning"])
             .arg(&page));
         let lines = String::from_utf8_lossy(&output.stdout).into_owned();
-        let lines = lines.lines().filter(|line| !line.contains("missing date"));
+        let lines = lines
+            .lines()
+            .filter(|line| !line.contains("missing date") && !line.contains("paragraph macro: br"));
         lines.for_each(|line| complaints += &format!("{line}\n"));
     }
     assert_eq!(complaints, "");
