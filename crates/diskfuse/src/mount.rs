@@ -41,6 +41,11 @@ pub fn run(arguments: &MountArgs) -> Result<ExitCode> {
     };
     logging::start(arguments.log.as_deref(), arguments.log_file.as_deref())?;
     let wanted = each(arguments)?;
+    // Before the daemon, so that it is removed when that has ended.
+    let folder = arguments.into.as_deref();
+    let _made = folder
+        .map(MadeFile::make_directory_if_missing)
+        .transpose()?;
     let mut daemon = Daemon::new(Lifetime::Exports)?;
     let ring = Ring::new(&Config {
         choice: choice(arguments.event_loop),
