@@ -140,10 +140,6 @@ pub struct MountArgs {
     /// end; a FILE is a qcow2 image that is kept, made if missing, and can be merged with `diskfuse commit` or emptied with
     /// `diskfuse discard`
     #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, conflicts_with = "snapshot")]
-    #[expect(
-        clippy::option_option,
-        reason = "an option whose value may be left out"
-    )]
     pub overlay: Option<Option<PathBuf>>,
 
     /// Where an overlay that is thrown away lies, also if that is in memory [default: beside the image, or in $TMPDIR]
