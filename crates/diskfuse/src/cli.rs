@@ -41,7 +41,7 @@ Examples:
                                              one partition of the disk
   diskfuse mount -w --threads 1 --cache direct /dev/sdb sdb
                                              a block device, past the page cache, one queue
-  diskfuse mount -f --log debug disk.img d   stay in the foreground until Ctrl-C and tell what happens
+  diskfuse mount -f --log debug disk.img d   in the foreground until Ctrl-C, telling what happens
 
 The program returns once the file can be used; a daemon goes on behind it until `diskfuse umount`, or
 until it gets SIGTERM. Then it writes everything back, unmounts, and removes the mountpoint if it
