@@ -43,8 +43,8 @@ Examples:
                                              a block device, past the page cache, one queue
   diskfuse mount -f --log debug disk.img d   in the foreground until Ctrl-C, telling what happens
 
-The program returns once the file can be used; a daemon goes on behind it until `diskfuse umount`, or
-until it gets SIGTERM. Then it writes everything back, unmounts, and removes the mountpoint if it
+The program returns once the file can be used; a daemon goes on behind it until `diskfuse umount`,
+or until it gets SIGTERM. Then it writes everything back, unmounts, and removes the mountpoint if it
 made it.
 
 Next: use the file with any tool that knows raw disks (`fdisk -l`, `mount -o loop`, `fsck`, `dd`), and
