@@ -47,8 +47,8 @@ The program returns once the file can be used; a daemon goes on behind it until 
 or until it gets SIGTERM. Then it writes everything back, unmounts, and removes the mountpoint if it
 made it.
 
-Next: use the file with any tool that knows raw disks (`fdisk -l`, `mount -o loop`, `fsck`, `dd`), and
-take it away with `diskfuse umount`, by its name or the image's.
+Next: use the file with any tool that knows raw disks (`fdisk -l`, `mount -o loop`, `fsck`, `dd`),
+and take it away with `diskfuse umount`, by its name or the image's.
 
 Who is not root needs fusermount3 (apt install fuse3) and access to /dev/fuse, or a namespace of his
 own (unshare -Urm).";
