@@ -44,14 +44,14 @@ Examples:
                                              one partition of the disk
   diskfuse mount -w --threads 1 --cache direct /dev/sdb sdb
                                              a block device, past the page cache, one queue
-  diskfuse mount -f --log debug disk.img d   stay in the foreground until Ctrl-C and tell what happens
+  diskfuse mount -f --log debug disk.img d   in the foreground until Ctrl-C, telling what happens
 
-The program returns once the file can be used; a daemon goes on behind it until `diskfuse umount`, or
-until it gets SIGTERM. Then it writes everything back, unmounts, and removes the mountpoint if it
+The program returns once the file can be used; a daemon goes on behind it until `diskfuse umount`,
+or until it gets SIGTERM. Then it writes everything back, unmounts, and removes the mountpoint if it
 made it.
 
-Next: use the file with any tool that knows raw disks (`fdisk -l`, `mount -o loop`, `fsck`, `dd`), and
-take it away with `diskfuse umount`, by its name or the image's.
+Next: use the file with any tool that knows raw disks (`fdisk -l`, `mount -o loop`, `fsck`, `dd`),
+and take it away with `diskfuse umount`, by its name or the image's.
 
 Who is not root needs fusermount3 (apt install fuse3) and access to /dev/fuse, or a namespace of his
 own (unshare -Urm).";

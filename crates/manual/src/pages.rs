@@ -1,6 +1,7 @@
 //! Which pages there are, and what each is made of.
 
 use std::error::Error;
+use std::fmt::Write as _;
 use std::path::Path;
 
 use clap::Command;
@@ -82,18 +83,19 @@ fn sections_of_help(command: &Command) -> String {
     let mut has_notes = false;
     for paragraph in help.unwrap_or_default().split("\n\n") {
         if let Some(examples) = paragraph.strip_prefix("Examples:\n") {
-            text += &format!(
+            let _ = write!(
+                text,
                 "## EXAMPLES\n\n```console\n{}\n```\n\n",
                 without_margin(examples)
             );
         } else if let Some(codes) = paragraph.strip_prefix("Exit codes: ") {
             has_status = true;
-            text += &format!("## EXIT STATUS\n\n{codes}\n\n");
+            let _ = write!(text, "## EXIT STATUS\n\n{codes}\n\n");
         } else if !paragraph.is_empty() {
             if !std::mem::replace(&mut has_notes, true) {
                 text += "## NOTES\n\n";
             }
-            text += &format!("{paragraph}\n\n");
+            let _ = write!(text, "{paragraph}\n\n");
         }
     }
     if !has_status {

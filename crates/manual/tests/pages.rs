@@ -46,7 +46,7 @@ fn no_page_makes_man_or_mandoc_complain() {
         let lines = lines
             .lines()
             .filter(|line| !line.contains("missing date") && !line.contains("paragraph macro: br"));
-        lines.for_each(|line| complaints += &format!("{line}\n"));
+        lines.for_each(|line| complaints.extend([line, "\n"]));
     }
     assert_eq!(complaints, "");
 }
