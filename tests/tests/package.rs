@@ -36,7 +36,10 @@ fn the_package_has_everything_in_its_place_and_works() {
         let program = format!("PROGRAM={}", diskfuse().display());
         let tool = Tool::new("env").arg(&program).arg(script).arg(bed.root());
         tool.limit(LIMIT).run();
-        let deb = bed.names().into_iter().find(|name| name.strip_suffix(".deb").is_some());
+        let deb = bed
+            .names()
+            .into_iter()
+            .find(|name| name.strip_suffix(".deb").is_some());
         let deb = bed.path(&deb.expect("a package"));
         let fields = Tool::new("dpkg-deb").arg("--field").arg(&deb).run().stdout;
         for line in ["Package: diskfuse", "Recommends: fuse3", "Depends: libc6"] {
