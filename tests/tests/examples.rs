@@ -108,6 +108,9 @@ fn alone(example: &str) -> String {
                 "$(sed -n \"s|^[^ ]* \\($PWD/[^ ]*\\) fuse.diskfuse .*|\\1|p\" /proc/mounts)";
             format!("{example}; for m in {shown}; do diskfuse umount $m; done")
         }
+        "info" if words.contains(&"disk") => {
+            format!("diskfuse mount vm.qcow2 disk; {example}; diskfuse umount disk")
+        }
         "umount" => format!("diskfuse mount vm.qcow2 disk; {example}"),
         "create" => format!("rm -f vm.qcow2 vm.img; {example}"),
         _ => example.to_owned(),

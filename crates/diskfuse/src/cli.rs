@@ -20,6 +20,7 @@ Examples:
   diskfuse mount vm.qcow2                    show its disk, read-only, as vm.qcow2.raw beside it
   diskfuse mount -w vm.qcow2 disk            show it writable, as the file 'disk'
   diskfuse list                              what is shown, and how much goes through it
+  diskfuse top                               what goes through just now, live
   diskfuse umount disk                       write everything back and take it away
   diskfuse create new.qcow2 20G              make an empty image
   diskfuse convert vm.img copy.qcow2         copy one into another format
@@ -97,6 +98,8 @@ pub enum Command {
     Umount(UmountArgs),
     /// List what is shown by this user's daemons
     List(ListArgs),
+    /// Watch what goes through them
+    Top(TopArgs),
     /// Make an empty image
     Create(CreateArgs),
     /// Tell about an image
@@ -262,6 +265,11 @@ pub struct MountArgs {
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     pub idle_timeout: Option<u32>,
 
+    /// Show what is counted to Prometheus over HTTP, under /metrics. Whoever reaches the address may read it: names, sizes and
+    /// times, no data
+    #[arg(long, value_name = "HOST:PORT|unix:PATH")]
+    pub metrics: Option<String>,
+
     /// Stay in the foreground until Ctrl-C, SIGTERM or `diskfuse umount`
     #[arg(short, long)]
     pub foreground: bool,
@@ -313,6 +321,36 @@ pub struct ListArgs {
     /// For programs: a JSON array of objects
     #[arg(long)]
     pub json: bool,
+}
+
+const TOP_HELP: &str = "\
+Columns: reads and writes a second; MiB a second; what half and 99 % (wide: 99.9 %) of them took at most; requests in flight;
+metadata lookups that needed no reading (qcow2); time that threads polled; wide: polling that found something; errors.
+`-` there was nothing to measure, `?` the daemon is older than the counter.
+
+Examples:
+  diskfuse top                               until q is pressed; e shows the queues
+  diskfuse top --batch -n 1                  one table, for scripts";
+
+/// `diskfuse top`
+#[derive(Debug, Args)]
+#[command(after_help = TOP_HELP)]
+pub struct TopArgs {
+    /// Look once in so many seconds, 0.1 to 3600
+    #[arg(short, long, value_name = "SECONDS", default_value = "1", value_parser = parse_interval)]
+    pub interval: f64,
+
+    /// Show each queue as well
+    #[arg(long)]
+    pub queues: bool,
+
+    /// Print tables instead of filling the terminal
+    #[arg(short, long)]
+    pub batch: bool,
+
+    /// Print N tables, then end [default: go on]
+    #[arg(short = 'n', long, value_name = "N", requires = "batch", value_parser = clap::value_parser!(u32).range(1..))]
+    pub count: Option<u32>,
 }
 
 /// `diskfuse qsd`
@@ -438,6 +476,13 @@ fn parse_mode(text: &str) -> Result<u32, String> {
     match u32::from_str_radix(text, 8) {
         Ok(mode) if mode <= 0o777 && !text.starts_with('+') => Ok(mode),
         _ => Err("not permission bits in octal; examples: 600, 0640".to_owned()),
+    }
+}
+
+fn parse_interval(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if (0.1..=3600.0).contains(&seconds) => Ok(seconds),
+        _ => Err("not 0.1 to 3600 seconds".to_owned()),
     }
 }
 

@@ -12,12 +12,14 @@ mod idle;
 mod images;
 mod list;
 mod logging;
+mod metrics;
 mod mount;
 mod mountpoint;
 mod output;
 mod overlay;
 mod qsd;
 mod service;
+mod top;
 mod umount;
 mod watchdog;
 
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
         Command::Mount(arguments) => report(mount::run(&arguments)),
         Command::Umount(arguments) => report(umount::run(&arguments)),
         Command::List(arguments) => report(list::run(&arguments)),
+        Command::Top(arguments) => report(top::run(&arguments)),
         Command::Create(arguments) => report(images::create::run(&arguments)),
         Command::Info(arguments) => report(images::info::run(&arguments)),
         Command::Check(arguments) => report(images::check::run(&arguments)),

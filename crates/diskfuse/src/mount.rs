@@ -25,6 +25,7 @@ use crate::daemon::{Daemon, Lifetime, NewExport, Nobody, own_threads};
 use crate::directory::{self, Directory};
 use crate::error::{Error, Result};
 use crate::logging;
+use crate::metrics::Metrics;
 use crate::mountpoint::{self, MadeFile};
 use crate::output;
 use crate::overlay::{self, Overlay};
@@ -46,6 +47,11 @@ pub fn run(arguments: &MountArgs) -> Result<ExitCode> {
     let _made = folder
         .map(MadeFile::make_directory_if_missing)
         .transpose()?;
+    let metrics = arguments
+        .metrics
+        .as_deref()
+        .map(Metrics::listen)
+        .transpose()?;
     let mut daemon = Daemon::new(Lifetime::Exports)?;
     let ring = Ring::new(&Config {
         choice: choice(arguments.event_loop),
@@ -65,13 +71,16 @@ pub fn run(arguments: &MountArgs) -> Result<ExitCode> {
         }
     }
     let control = daemon.listen()?;
+    let metrics = metrics
+        .map(|metrics| metrics.serve(daemon.asker()))
+        .transpose()?;
     match readiness {
         Some(readiness) => readiness.announce(&news)?,
         None => output::say(&news)?,
     }
     let outcome = daemon.run(&mut Nobody);
     // Everybody who waits is answered before the process ends.
-    drop(control);
+    drop((control, metrics));
     outcome.map(|()| ExitCode::SUCCESS)
 }
 

@@ -25,6 +25,7 @@ Next: `diskfuse mount -w IMAGE` shows its disk as a file, to partition and to fi
 const INFO_EXAMPLES: &str = "\
 Examples:
   diskfuse info vm.qcow2                     its format, sizes, backing file, snapshots
+  diskfuse info disk                         of a mountpoint: its image, and who shows it
   diskfuse info --chain --json vm.qcow2      every image of its chain, for programs";
 
 const CHECK_EXAMPLES: &str = "\
@@ -132,14 +133,15 @@ pub struct CreateArgs {
 #[derive(Debug, Args)]
 #[command(after_help = INFO_EXAMPLES)]
 pub struct InfoArgs {
-    /// The image
+    /// The image, or the mountpoint of one that is shown
+    #[arg(value_name = "IMAGE|MOUNTPOINT")]
     pub image: PathBuf,
 
     /// raw or qcow2 [default: what it looks like]
     #[arg(short, long, value_name = "FORMAT", value_parser = parse_format)]
     pub format: Option<Format>,
 
-    /// For programs: a JSON object, or with --chain an array of them
+    /// For programs: a JSON object, or with --chain an array of them; of a mountpoint an object with `images` and `export`
     #[arg(long)]
     pub json: bool,
 

@@ -8,7 +8,7 @@ use clap::{Command, CommandFactory as _};
 use super::Cli;
 
 const GROUPS: [(&str, &[&str]); 3] = [
-    ("Disks as files", &["mount", "umount", "list"]),
+    ("Disks as files", &["mount", "umount", "list", "top"]),
     (
         "Images",
         &["create", "info", "check", "map", "resize", "convert"],

@@ -30,6 +30,7 @@ use diskfuse_ring::Choice;
 use crate::background::{self, Role};
 use crate::daemon::{Daemon, Lifetime};
 use crate::error::{Error, Plain, Result};
+use crate::metrics::Metrics;
 use crate::output;
 use commands::Commands;
 use monitor::Monitors;
@@ -58,6 +59,7 @@ struct Settings {
     daemonize: bool,
     pidfile: Option<PathBuf>,
     log: Option<String>,
+    metrics: Option<String>,
     event_loop: EventLoop,
 }
 
@@ -84,6 +86,11 @@ fn run(name: &str, arguments: Vec<OsString>) -> Result<ExitCode> {
     trace::start_logging(settings.log.as_deref(), &directives)?;
     // In this order, so that on an error the exports end before the threads that serve them.
     let mut commands: Commands;
+    let metrics = settings
+        .metrics
+        .as_deref()
+        .map(Metrics::listen)
+        .transpose()?;
     let mut daemon = Daemon::new(Lifetime::Signals)?;
     let objects = Objects::new(settings.choice());
     let monitors = Monitors::new(daemon.command_sink());
@@ -98,6 +105,9 @@ fn run(name: &str, arguments: Vec<OsString>) -> Result<ExitCode> {
         // Callers who know nothing of it do not miss it.
         tracing::warn!("{error}; `diskfuse list` and `diskfuse umount` will not find this daemon");
     }
+    let metrics = metrics
+        .map(|metrics| metrics.serve(daemon.asker()))
+        .transpose()?;
     let pidfile = settings
         .pidfile
         .as_deref()
@@ -107,7 +117,7 @@ fn run(name: &str, arguments: Vec<OsString>) -> Result<ExitCode> {
         readiness.announce("")?;
     }
     let outcome = daemon.run(&mut commands);
-    drop((control, pidfile));
+    drop((control, metrics, pidfile));
     commands.say_goodbye(&outcome);
     outcome.map(|()| ExitCode::SUCCESS)
 }
@@ -142,6 +152,7 @@ fn carry_out(
         | Directive::Version
         | Directive::Trace(_)
         | Directive::Log(_)
+        | Directive::Metrics(_)
         | Directive::EventLoop(_) => Ok(()),
     }
 }
@@ -172,6 +183,7 @@ impl Settings {
             match directive {
                 Directive::Daemonize => settings.daemonize = true,
                 Directive::PidFile(path) => settings.pidfile = Some(path.clone()),
+                Directive::Metrics(address) => settings.metrics = Some(address.clone()),
                 Directive::Log(level) => settings.log = Some(level.clone()),
                 Directive::EventLoop(event_loop) => settings.event_loop = *event_loop,
                 _ => {}

@@ -1,4 +1,4 @@
-//! Sockets of chardevs: listening, connecting, and the paths that are left behind.
+//! Sockets of chardevs, and of metrics: listening, connecting, and the paths that are left behind.
 
 use std::io;
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
@@ -129,14 +129,14 @@ impl Listener {
                 Ok(0) | Err(rustix::io::Errno::INTR) => continue,
                 Ok(_) => {}
                 Err(error) => {
-                    tracing::warn!(%error, "cannot wait for clients of the monitor");
+                    tracing::warn!(%error, "cannot wait for clients");
                     return None;
                 }
             }
             match self.accept_now() {
                 Ok(socket) => return Some(Stream::socket(socket)),
                 Err(error) => {
-                    tracing::debug!(%error, "a client of the monitor was lost");
+                    tracing::debug!(%error, "a client was lost");
                     // Nor is there any use in trying at once again when descriptors have run out.
                     std::thread::sleep(TICK);
                 }
