@@ -1,5 +1,5 @@
-//! The live view: a table that fills the terminal, keys to sort it and to leave. The terminal is given back as it was, however the
-//! view ends.
+//! The live view: a table that fills the terminal, keys to sort it and to leave. The terminal is given back as it was when the user
+//! leaves, on an error and on a panic; a signal that ends the process leaves it as it is (`reset` helps).
 
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Duration;
