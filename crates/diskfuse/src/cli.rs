@@ -324,13 +324,14 @@ pub struct ListArgs {
 }
 
 const TOP_HELP: &str = "\
-Columns: reads and writes a second; MiB a second; what half and 99 % (wide: 99.9 %) of them took at most; requests in flight;
-metadata lookups that needed no reading (qcow2); time that threads polled; wide: polling that found something; errors.
-`-` there was nothing to measure, `?` the daemon is older than the counter.
-
 Examples:
   diskfuse top                               until q is pressed; e shows the queues
-  diskfuse top --batch -n 1                  one table, for scripts";
+  diskfuse top --batch -n 1                  one table, for scripts
+
+Columns: reads and writes a second; MiB a second; what half and 99 % (wide: 99.9 %) of them took at
+most; requests in flight; metadata lookups that needed no reading (qcow2); time that threads polled;
+wide: polling that found something; errors.
+`-` there was nothing to measure, `?` the daemon is older than the counter.";
 
 /// `diskfuse top`
 #[derive(Debug, Args)]
