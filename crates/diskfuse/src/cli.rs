@@ -13,6 +13,8 @@ pub use images::{
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use diskfuse_image::{Format, options};
 
+use crate::sandbox::Sandbox;
+
 const EXAMPLES: &str = "\
 Examples:
   diskfuse mount vm.qcow2                    show its disk, read-only, as vm.qcow2.raw beside it
@@ -217,6 +219,10 @@ pub struct MountArgs {
     /// Take it away when nobody has used it for so many seconds
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     pub idle_timeout: Option<u32>,
+
+    /// Give up what serving does not take: files and sockets by name, other programs, privileges
+    #[arg(long, value_name = "WHEN", default_value = "on")]
+    pub sandbox: Sandbox,
 
     /// Stay in the foreground until Ctrl-C, SIGTERM or `diskfuse umount`
     #[arg(short, long)]

@@ -17,6 +17,7 @@ mod mountpoint;
 mod output;
 mod overlay;
 mod qsd;
+mod sandbox;
 mod service;
 mod umount;
 mod watchdog;
@@ -36,6 +37,9 @@ fn main() -> ExitCode {
     let name = base_name(&called);
     if name == "qemu-storage-daemon" {
         return qsd::main("qemu-storage-daemon", arguments.collect());
+    }
+    if sandbox::is_meant(name) {
+        return sandbox::main();
     }
     let arguments: Vec<OsString> = arguments.collect();
     if fstab::is_meant(name, &arguments) {

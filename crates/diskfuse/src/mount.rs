@@ -20,6 +20,7 @@ use diskfuse_ring::{Choice, Config, Polling, Ring};
 
 use crate::background::{self, Role};
 use crate::cli::{self, MountArgs};
+use crate::control::server::Server;
 use crate::daemon::{Daemon, Lifetime, NewExport, Nobody, own_threads};
 use crate::directory::{self, Directory};
 use crate::error::{Error, Result};
@@ -27,6 +28,7 @@ use crate::logging;
 use crate::mountpoint::{self, MadeFile};
 use crate::output;
 use crate::overlay::{self, Overlay};
+use crate::sandbox::{self, Extent, Helper, Sandbox, Told};
 
 /// Queues when nothing is said: one per CPU, but more than this seldom pay.
 const MOST_BY_DEFAULT: u8 = 4;
@@ -59,7 +61,11 @@ pub fn run(arguments: &MountArgs) -> Result<ExitCode> {
     drop((overlay, ring));
     let node = part_of(daemon.graph(), opened, arguments)?;
     let mountpoint = start_export(&mut daemon, node, directory, arguments)?;
-    let control = daemon.listen()?;
+    let mut control = daemon.listen()?;
+    let helper = match arguments.sandbox {
+        Sandbox::On => Some(close_sandbox(&mut daemon, &mut control)?),
+        Sandbox::Off => None,
+    };
     // Where it is, for those who did not say so themselves.
     let news = match arguments.mountpoint {
         Some(_) => String::new(),
@@ -72,7 +78,19 @@ pub fn run(arguments: &MountArgs) -> Result<ExitCode> {
     let outcome = daemon.run(&mut Nobody);
     // Everybody who waits is answered before the process ends.
     drop(control);
+    if let Some(helper) = helper {
+        helper.wait();
+    }
     outcome.map(|()| ExitCode::SUCCESS)
+}
+
+/// Everything is open that is to be used.
+fn close_sandbox(daemon: &mut Daemon, control: &mut Server) -> Result<Told> {
+    let helper = Helper::start()?;
+    daemon.delegate(&helper)?;
+    helper.take_over(control.removal())?;
+    sandbox::close(Extent::Sealed)?;
+    Ok(helper.told())
 }
 
 /// Whether the disk can be written, be it in an overlay.
