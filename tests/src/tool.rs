@@ -27,6 +27,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ),
     ("fio", "fio"),
     ("strace", "strace"),
+    ("gdb", "gdb"),
     ("mkfs.ext4", "e2fsprogs"),
     ("fsck.ext4", "e2fsprogs"),
     ("mkfs.vfat", "dosfstools"),

@@ -20,7 +20,6 @@ use diskfuse_ring::{Choice, Config, Polling, Ring};
 
 use crate::background::{self, Role};
 use crate::cli::{self, MountArgs};
-use crate::control::server::Server;
 use crate::daemon::{Daemon, Lifetime, NewExport, Nobody, own_threads};
 use crate::directory::{self, Directory};
 use crate::error::{Error, Result};
@@ -28,7 +27,7 @@ use crate::logging;
 use crate::mountpoint::{self, MadeFile};
 use crate::output;
 use crate::overlay::{self, Overlay};
-use crate::sandbox::{self, Extent, Helper, Sandbox, Told};
+use crate::sandbox::{self, Sandbox};
 
 /// Queues when nothing is said: one per CPU, but more than this seldom pay.
 const MOST_BY_DEFAULT: u8 = 4;
@@ -63,7 +62,10 @@ pub fn run(arguments: &MountArgs) -> Result<ExitCode> {
     let mountpoint = start_export(&mut daemon, node, directory, arguments)?;
     let mut control = daemon.listen()?;
     let helper = match arguments.sandbox {
-        Sandbox::On => Some(close_sandbox(&mut daemon, &mut control)?),
+        Sandbox::On => {
+            let removals = std::iter::once(control.removal());
+            Some(sandbox::seal(&mut daemon, removals)?)
+        }
         Sandbox::Off => None,
     };
     // Where it is, for those who did not say so themselves.
@@ -82,15 +84,6 @@ pub fn run(arguments: &MountArgs) -> Result<ExitCode> {
         helper.wait();
     }
     outcome.map(|()| ExitCode::SUCCESS)
-}
-
-/// Everything is open that is to be used.
-fn close_sandbox(daemon: &mut Daemon, control: &mut Server) -> Result<Told> {
-    let helper = Helper::start()?;
-    daemon.delegate(&helper)?;
-    helper.take_over(control.removal())?;
-    sandbox::close(Extent::Sealed)?;
-    Ok(helper.told())
 }
 
 /// Whether the disk can be written, be it in an overlay.

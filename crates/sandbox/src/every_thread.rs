@@ -160,3 +160,58 @@ fn parse(id: i32, text: &str) -> Option<(Thread, u64)> {
     let start = fields.nth(12)?.parse().ok()?;
     Some((Thread { id, start }, flags))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::ErrorKind::PermissionDenied;
+    use std::net::TcpStream;
+    use std::sync::mpsc::channel;
+
+    use super::*;
+    use crate::paths;
+
+    /// Whether nothing is left of what paths and capabilities allowed. There is no filter of system calls in front of them here.
+    fn is_shut_in() -> bool {
+        let folder = std::env::temp_dir();
+        let refused = [
+            File::open("/etc/passwd").err(),
+            tempfile::tempfile_in(folder).err(),
+            TcpStream::connect("127.0.0.1:1").err(),
+        ];
+        let refused = refused.iter().flatten();
+        let refused = refused.filter(|error| error.kind() == PermissionDenied);
+        let left = rustix::thread::capabilities(None).unwrap();
+        refused.count() == 3 && left.effective.is_empty() && left.permitted.is_empty()
+    }
+
+    /// The only test of this crate's library: the process can do nothing afterwards.
+    #[test]
+    fn all_threads_are_shut_in_whatever_they_wait_for_and_so_are_those_that_come_later() {
+        let (answer, answers) = channel();
+        let mut threads = Vec::new();
+        for index in 0..8 {
+            let (go, wait) = channel::<()>();
+            let answer = answer.clone();
+            threads.push(go);
+            std::thread::spawn(move || {
+                if index % 2 == 0 {
+                    std::thread::sleep(Duration::from_millis(200));
+                }
+                wait.recv().unwrap();
+                let later = std::thread::spawn(is_shut_in);
+                answer.send((is_shut_in(), later.join().unwrap())).unwrap();
+            });
+        }
+        assert!(!is_shut_in());
+        let rules = paths::none().unwrap();
+        assert!(rules.is_some(), "the kernel has no Landlock");
+        let step: &Step = Box::leak(Box::new(Step::new(rules.as_ref(), true)));
+        perform(step).unwrap();
+        for thread in threads {
+            thread.send(()).unwrap();
+            assert_eq!(answers.recv_timeout(PATIENCE).unwrap(), (true, true));
+        }
+        assert!(is_shut_in());
+    }
+}

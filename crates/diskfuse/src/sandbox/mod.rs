@@ -10,6 +10,7 @@ pub use helper::{Helper, Told, is_meant, main};
 
 use clap::ValueEnum;
 
+use crate::daemon::Daemon;
 use crate::error::{Error, Result};
 
 /// Whether the daemon gives up what it does not need.
@@ -19,6 +20,21 @@ pub enum Sandbox {
     On,
     /// Nothing, to look for faults.
     Off,
+}
+
+/// Closes it around a daemon all of whose exports there are: a helper, whom the value stands for, takes their mounts away at the
+/// end, and carries out `removals`.
+pub fn seal<'r>(
+    daemon: &mut Daemon,
+    removals: impl Iterator<Item = &'r mut Removal>,
+) -> Result<Told> {
+    let helper = Helper::start()?;
+    daemon.delegate(&helper)?;
+    for removal in removals {
+        helper.take_over(removal)?;
+    }
+    close(Extent::Sealed)?;
+    Ok(helper.told())
 }
 
 /// Closes it. Call it on the main thread, when everything is set up and before anybody hears of that.

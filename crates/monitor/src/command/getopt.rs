@@ -20,6 +20,7 @@ pub(super) enum Name {
     NbdServer,
     Object,
     PidFile,
+    Sandbox,
     Trace,
     Version,
 }
@@ -58,6 +59,7 @@ const QEMU: &[Spelling] = &[
 const OURS: &[Spelling] = &[
     spelling("event-loop", Name::EventLoop, true),
     spelling("log", Name::Log, true),
+    spelling("sandbox", Name::Sandbox, true),
 ];
 
 /// An option as it stands on the command line.
