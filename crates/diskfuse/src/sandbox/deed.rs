@@ -6,6 +6,7 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use diskfuse_fuse::{Manner, Unmounter};
 use serde::{Deserialize, Serialize};
@@ -14,6 +15,9 @@ use crate::control::protocol::WirePath;
 
 /// The longest line in either direction, in bytes: a path, with each byte as a number.
 pub const LONGEST: u64 = 64 << 10;
+
+/// How long the helper may take to understand a deed.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What is to be done, as it is told at the beginning.
 #[derive(Debug, Serialize, Deserialize)]
@@ -123,17 +127,24 @@ impl Leftover {
 pub struct Order(UnixStream);
 
 impl Order {
-    /// For a connection whose other end the helper has, together with the deed.
-    pub fn new(stream: UnixStream) -> Self {
-        Self(stream)
+    /// For a connection whose other end the helper has been sent, together with the deed. Waits until it has understood.
+    pub fn new(stream: UnixStream) -> io::Result<Self> {
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let understood: Option<Outcome> = read_line(&mut BufReader::new(&stream))?;
+        understood.ok_or(io::Error::from(io::ErrorKind::BrokenPipe))?;
+        // The deed itself may take as long as the disk takes.
+        stream.set_read_timeout(None)?;
+        Ok(Self(stream))
     }
 
     /// Has it done, and waits for that.
     fn give(mut stream: &UnixStream, when: When) -> io::Result<bool> {
-        write_line(&mut stream, &when)?;
-        let outcome: Option<Outcome> = read_line(&mut BufReader::new(stream))?;
-        let gone = || io::Error::other("the helper process for the end is gone");
-        outcome.ok_or_else(gone)?.into_result()
+        let asked = write_line(&mut stream, &when);
+        let answer = asked.and_then(|()| read_line::<Outcome>(&mut BufReader::new(stream)));
+        match answer {
+            Ok(Some(outcome)) => outcome.into_result(),
+            Ok(None) | Err(_) => Err(io::Error::other("the helper process for the end is gone")),
+        }
     }
 }
 
@@ -184,8 +195,9 @@ impl Removal {
     }
 }
 
-/// The helper's end: does the deed each time that it is told to, until nobody can tell it any more.
+/// The helper's end: says that it has understood, and does the deed each time that it is told to, until nobody can tell it any more.
 pub fn serve(deed: &Deed, stream: &UnixStream) -> io::Result<()> {
+    write_line(&mut { stream }, &Outcome::default())?;
     let mut reader = BufReader::new(stream);
     while let Some(when) = read_line(&mut reader)? {
         let outcome = match (deed, when) {

@@ -74,7 +74,8 @@ impl Helper {
         let words = [IoSlice::new(&words)];
         rustix::net::sendmsg(&self.channel, &words, &mut with, SendFlags::NOSIGNAL)
             .map_err(|errno| failed()(errno.into()))?;
-        Ok(Order::new(ours))
+        drop(theirs);
+        Order::new(ours).map_err(failed())
     }
 
     /// Has it remove what this process would.
