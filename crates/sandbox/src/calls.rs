@@ -108,7 +108,6 @@ pub(crate) const NEVER: &[c_long] = &[
     libc::SYS_finit_module,
     libc::SYS_delete_module,
     libc::SYS_kexec_load,
-    libc::SYS_kexec_file_load,
     libc::SYS_reboot,
     libc::SYS_swapon,
     libc::SYS_swapoff,
@@ -131,13 +130,15 @@ pub(crate) const NEVER: &[c_long] = &[
     libc::SYS_setdomainname,
 ];
 
-/// Older ways to make a process.
+/// What not every architecture or C library has a name for: older ways to make a process, and `kexec_file_load`.
 #[cfg(target_arch = "x86_64")]
 pub(crate) const NEVER_HERE: &[c_long] = &[
     libc::SYS_fork,
     libc::SYS_vfork,
     libc::SYS_iopl,
     libc::SYS_ioperm,
+    libc::SYS_kexec_file_load,
 ];
+/// `kexec_file_load` of `include/uapi/asm-generic/unistd.h`.
 #[cfg(not(target_arch = "x86_64"))]
-pub(crate) const NEVER_HERE: &[c_long] = &[];
+pub(crate) const NEVER_HERE: &[c_long] = &[294];

@@ -15,6 +15,10 @@ use seccompiler::{
 use crate::Extent;
 use crate::calls::{NEVER, NEVER_HERE, SERVING, SERVING_HERE};
 
+/// `TCGETS` and `FIONBIO` of `include/uapi/asm-generic/ioctls.h`, `BLKSSZGET` of `include/uapi/linux/fs.h`: whether it is a
+/// terminal, non-blocking sockets, the sectors of a disk.
+const REQUESTS: [u64; 3] = [0x5401, 0x5421, 0x1268];
+
 /// `PR_SET_VMA`, by which the C library names its memory.
 const PR_SET_VMA: u64 = 0x5356_4d41;
 
@@ -103,11 +107,9 @@ fn serving() -> Result<Rules> {
         libc::SYS_prctl,
         one_of(names.map(|name| Condition::new(0, Dword, Eq, name)))?,
     );
-    // Non-blocking sockets, "is it a terminal", and a disk's sectors.
-    let requests = [libc::FIONBIO, libc::TCGETS, 0x1268];
     rules.insert(
         libc::SYS_ioctl,
-        one_of(requests.map(|request| Condition::new(1, Dword, Eq, request)))?,
+        one_of(REQUESTS.map(|request| Condition::new(1, Dword, Eq, request)))?,
     );
     Ok(rules)
 }
