@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
 
+use crate::jobs::Kind;
 use crate::plan::{Direction, Filter, Mode, Pattern, Rows, Target};
 
 /// Tasks of the project.
@@ -24,6 +25,8 @@ pub enum Task {
     Bench(Bench),
     /// Measure many exports in one daemon: start, I/O on all, memory, stop
     Exports(Exports),
+    /// Measure what backup, mirror, stream and commit cost a guest, paired with peers
+    Jobs(Jobs),
     /// Serve a file that does nothing: the floor that `bench --floor` measures
     #[command(hide = true)]
     BareServer(BareServer),
@@ -150,6 +153,31 @@ pub struct Exports {
     /// Number of iothreads that all exports share
     #[arg(long, default_value_t = 4, value_parser = value_parser!(u32).range(1..=64))]
     pub iothreads: u32,
+    /// Rounds
+    #[arg(long, default_value_t = 3, value_parser = value_parser!(u32).range(1..))]
+    pub rounds: u32,
+}
+
+/// Options of `jobs`.
+#[derive(Debug, Args)]
+pub struct Jobs {
+    /// Who takes part
+    #[command(flatten)]
+    pub select: Select,
+    /// Only these jobs
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "none,backup,mirror,stream,commit"
+    )]
+    pub only: Vec<Kind>,
+    /// Number of threads that serve the export
+    #[arg(long, default_value_t = 4, value_parser = value_parser!(u32).range(1..=64))]
+    pub iothreads: u32,
+    /// Size of the disk in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = value_parser!(u64).range(16..))]
+    pub image_size: u64,
     /// Rounds
     #[arg(long, default_value_t = 3, value_parser = value_parser!(u32).range(1..))]
     pub rounds: u32,

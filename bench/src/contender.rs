@@ -138,22 +138,27 @@ impl Contender {
         }
         let (mut command, inside, outside) = self.program.open(ground.work)?;
         command.args(["--blockdev", &node("n0", target, &inside, ground)]);
-        let mut export = export("e0", "n0", &inside.join(&name));
-        if let Program::Ours { extra, .. } = &self.program {
-            let _ = write!(export, ",threads={}", self.queues);
-            if !extra.is_empty() {
-                let _ = write!(export, ",{extra}");
-            }
-        } else if self.queues > 1 {
-            export.push_str(&iothreads(&mut command, self.queues));
-        }
-        command.args(["--export", &export]);
+        self.export(&mut command, "n0", &inside.join(&name));
         Some(Launch {
             name: self.label(),
             command,
             mountpoints: vec![outside.join(name)],
             size: target.size(ground.size),
         })
+    }
+
+    /// Adds an export of `node`, with this contender's queues and options, to its `command`.
+    pub fn export(&self, command: &mut Command, node: &str, mountpoint: &Path) {
+        let mut export = export("e0", node, mountpoint);
+        if let Program::Ours { extra, .. } = &self.program {
+            let _ = write!(export, ",threads={}", self.queues);
+            if !extra.is_empty() {
+                let _ = write!(export, ",{extra}");
+            }
+        } else if self.queues > 1 {
+            export.push_str(&iothreads(command, self.queues));
+        }
+        command.args(["--export", &export]);
     }
 
     fn launch_floor(
@@ -241,7 +246,7 @@ impl Contender {
 
 impl Program {
     /// The command without options, and the work directory as the daemon and as we see its exports in it.
-    fn open(&self, work: &Path) -> Option<(Command, PathBuf, PathBuf)> {
+    pub fn open(&self, work: &Path) -> Option<(Command, PathBuf, PathBuf)> {
         let here = work.to_path_buf();
         match self {
             Self::Ours { binary, .. } => {

@@ -87,7 +87,8 @@ impl Images {
     }
 }
 
-fn write_raw(path: &Path, mebibytes: u64) -> Result<()> {
+/// Writes a raw image of `mebibytes` MiB that nothing can be made shorter of.
+pub fn write_raw(path: &Path, mebibytes: u64) -> Result<()> {
     let mut file = File::create(path).at("create", path)?;
     let mut chunk = vec![0u8; CHUNK];
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
@@ -105,8 +106,8 @@ fn write_raw(path: &Path, mebibytes: u64) -> Result<()> {
     file.sync_all().at("sync", path)
 }
 
-/// Not ours: no contender shall have made the image that all are measured on.
-fn qemu_img(arguments: &[&OsStr]) -> Result<()> {
+/// Runs qemu-img. Not ours: no contender shall have made the image that all are measured on.
+pub fn qemu_img(arguments: &[&OsStr]) -> Result<()> {
     let output = Command::new("qemu-img")
         .args(arguments)
         .output()

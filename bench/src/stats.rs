@@ -43,6 +43,14 @@ pub fn spread(values: &[f64]) -> Option<Spread> {
     })
 }
 
+/// The value below which the share `at` (0 to 1) of all values lies; nothing for an empty slice.
+pub fn percentile(values: &[f64], at: f64) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let rank = (sorted.len() as f64 * at).ceil() as usize;
+    sorted.get(rank.saturating_sub(1)).copied()
+}
+
 /// Median of the quotients of two contenders' values of the *same* round, so that a drift of the machine between rounds
 /// cancels out. Each slice holds (round, value); rounds that only one of them has are left out.
 pub fn paired_ratio(of: &[(u32, f64)], to: &[(u32, f64)]) -> Option<f64> {
@@ -68,6 +76,15 @@ mod tests {
     #[test]
     fn median_of_an_even_number_is_between_the_two_in_the_middle() {
         assert_eq!(median(&[4.0, 1.0, 2.0, 100.0]), Some(3.0));
+    }
+
+    #[test]
+    fn a_percentile_is_one_of_the_values() {
+        let values: Vec<f64> = (1..=100).rev().map(f64::from).collect();
+        assert_eq!(percentile(&values, 0.99), Some(99.0));
+        assert_eq!(percentile(&values, 0.5), Some(50.0));
+        assert_eq!(percentile(&values[..1], 0.99), Some(100.0));
+        assert_eq!(percentile(&[], 0.5), None);
     }
 
     #[test]

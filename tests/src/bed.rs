@@ -124,8 +124,13 @@ pub fn enable_uring(on: bool) {
 
 /// Runs a test once, for what has nothing to do with event loops: command lines that are refused.
 pub fn once(test: impl Fn(&Bed)) {
+    once_within(LIMIT, test);
+}
+
+/// Like [`once`], with another time limit.
+pub fn once_within(limit: Duration, test: impl Fn(&Bed)) {
     let ground = Ground::new(EventLoop::Uring, Transport::Device);
-    assert!(attempt(ground, LIMIT, &test), "broken");
+    assert!(attempt(ground, limit, &test), "broken");
 }
 
 /// True if the test passed. What it panicked with has been printed.
@@ -134,6 +139,7 @@ fn attempt(ground: Ground, limit: Duration, test: &impl Fn(&Bed)) -> bool {
     binary::diskfuse();
     if ground.transport == Transport::Uring {
         enable_uring(true);
+        mounts::show_connections();
     }
     let bed = Bed::new(ground);
     let dog = Watchdog::start(bed.root.clone(), ground, limit);

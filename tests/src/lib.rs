@@ -17,12 +17,15 @@ pub mod mounts;
 pub mod process;
 mod qmp;
 mod raw_io;
+mod recipe;
 mod stage;
 mod tool;
 mod user;
 mod writers;
 
-pub use bed::{Bed, EventLoop, Ground, Transport, enable_uring, everywhere, on_each, once};
+pub use bed::{
+    Bed, EventLoop, Ground, Transport, enable_uring, everywhere, on_each, once, once_within,
+};
 pub use binary::diskfuse;
 pub use daemon::{Daemon, Ended};
 pub use disks::{LoopDevice, SmallFs};
@@ -30,6 +33,7 @@ pub use listing::{Listed, await_listed, listed};
 pub use load::{Fio, fio_report};
 pub use qmp::Qmp;
 pub use raw_io::{Aligned, pattern};
+pub use recipe::Recipe;
 pub use stage::{Stage, as_raw, check_background, check_image};
 pub use tool::{Output, Running, Tool};
 pub use user::{User, elsewhere};

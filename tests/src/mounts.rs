@@ -78,8 +78,9 @@ pub fn abort(mount: &Mount) -> bool {
     std::fs::write(file, "1").is_ok()
 }
 
-/// Where systemd does not run nobody has mounted the control file system.
-fn show_connections() {
+/// Where systemd does not run nobody has mounted the control file system, without which ordinary users get no FUSE over
+/// io_uring.
+pub fn show_connections() {
     if at(Path::new(CONNECTIONS)).is_none() {
         let _ = mount("fusectl", CONNECTIONS, "fusectl", MountFlags::empty(), None);
     }

@@ -43,6 +43,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("userdel", "passwd"),
     ("taskset", "util-linux"),
     ("socat", "socat"),
+    ("curl", "curl"),
+    ("script", "bsdutils"),
     ("swtpm", "swtpm"),
     ("swtpm_ioctl", "swtpm-tools"),
     ("tpm2_nvdefine", "tpm2-tools"),

@@ -31,8 +31,8 @@ pub use hold::{Grace, Hold, Holds, LANES, lane};
 pub use host::{Aio, Alignment, HostFile, Opener};
 pub use lock::Locking;
 pub use node::{
-    Access, Allocation, BackingName, BlockStatus, Extent, LetGo, Limits, LocalFuture, Node, Resize,
-    Wrap, Zeroes, downcast,
+    Access, Allocation, BackingName, BlockStatus, CacheUse, Extent, LetGo, Limits, LocalFuture,
+    Node, Resize, Wrap, Zeroes, downcast,
 };
 pub use permissions::Permissions;
 pub use range_queue::{RangeQueue, Turn};

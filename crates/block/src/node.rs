@@ -98,6 +98,15 @@ pub struct BackingName {
     pub format: Option<String>,
 }
 
+/// How often a node found the metadata that it needed in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheUse {
+    /// Lookups that found it there.
+    pub hits: u64,
+    /// Lookups that had to wait until it was read.
+    pub misses: u64,
+}
+
 /// How to change a size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resize {
@@ -150,6 +159,11 @@ pub trait Node: Any + Send + Sync {
 
     /// The host file behind it, for messages; `None` if there is none.
     fn filename(&self) -> Option<String>;
+
+    /// How its metadata cache does since the node was opened; `None` if it has none. Any thread may call it; waits for nothing.
+    fn cache_use(&self) -> Option<CacheUse> {
+        None
+    }
 
     /// The host file that this node is, byte for byte and with nothing in between, opened once more: for the kernel to read
     /// and (if `write`) write by itself, unseen by the node. It carries image locks of its own, as long as somebody has it.

@@ -1,6 +1,7 @@
 //! The command line of `diskfuse`, and nothing else: what may be written, what it means, what the help says.
 
 mod images;
+mod overview;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -9,40 +10,75 @@ pub use images::{
     CheckArgs, CommitArgs, ConvertArgs, CreateArgs, DiscardArgs, InfoArgs, MapArgs, RebaseArgs,
     Repair, ResizeArgs, SnapshotArgs, SnapshotCommand,
 };
+pub use overview::command;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use diskfuse_image::{Format, options};
 
-use crate::sandbox::Sandbox;
-
 const EXAMPLES: &str = "\
 Examples:
   diskfuse mount vm.qcow2                    show its disk, read-only, as vm.qcow2.raw beside it
-  diskfuse mount -w vm.qcow2 /tmp/disk       show it writable as /tmp/disk
+  diskfuse mount -w vm.qcow2 disk            show it writable, as the file 'disk'
   diskfuse list                              what is shown, and how much goes through it
-  diskfuse umount /tmp/disk                  write everything back and take it away
-  diskfuse create vm.qcow2 20G               make an empty image
-  diskfuse convert vm.img vm.qcow2           copy one into another format
+  diskfuse top                               what goes through just now, live
+  diskfuse umount disk                       write everything back and take it away
+  diskfuse create new.qcow2 20G              make an empty image
+  diskfuse convert vm.img copy.qcow2         copy one into another format
   diskfuse qsd --help                        the command line of qemu-storage-daemon
+
+`diskfuse COMMAND --help` says more about each, with examples; so do the man pages.
 
 Exit codes: 0 done, 1 it failed (a message says why), 2 the command line is wrong.";
 
 const MOUNT_EXAMPLES: &str = "\
 Examples:
   diskfuse mount disk.img                    read-only, as disk.img.raw beside it
-  diskfuse mount -w disk.img disk.img        writable, over the image itself: its name shows the disk until `umount`
-  diskfuse mount --dir vm.qcow2 vm           the disk, its partitions, snapshots and layers as files in a directory
+  diskfuse mount -w disk.img disk.img        writable, over the image itself: its name shows the
+                                             disk until `umount`
+  diskfuse mount --dir vm.qcow2 vm           the disk, its partitions, snapshots and layers as
+                                             files in a directory
   diskfuse mount --overlay vm.img disk       writable, and all that is written is gone at the end
-  diskfuse mount --offset 1M --size 512M disk.img part1
+  diskfuse mount --into shown vm.qcow2 disk.img
+                                             many images in one daemon: shown/vm.qcow2.raw,
+                                             shown/disk.img.raw
+  diskfuse mount --offset 1M --size 4M disk.img part1
                                              one partition of the disk
-  diskfuse mount -w --threads 1 --cache direct /dev/sdb /tmp/sdb
+  diskfuse mount -w --threads 1 --cache direct /dev/sdb sdb
                                              a block device, past the page cache, one queue
-  diskfuse mount -f --log debug disk.img d   stay in the foreground until Ctrl-C and tell what happens
+  diskfuse mount -f --log debug disk.img d   in the foreground until Ctrl-C, telling what happens
 
-The program returns once the file can be used; a daemon goes on behind it until `diskfuse umount`, or until it gets
-SIGTERM. Then it writes everything back, unmounts, and removes the mountpoint if it made it.
+The program returns once the file can be used; a daemon goes on behind it until `diskfuse umount`,
+or until it gets SIGTERM. Then it writes everything back, unmounts, and removes the mountpoint if it
+made it.
 
-Who is not root needs fusermount3 (apt install fuse3) and access to /dev/fuse, or a namespace of his own (unshare -Urm).";
+Next: use the file with any tool that knows raw disks (`fdisk -l`, `mount -o loop`, `fsck`, `dd`),
+and take it away with `diskfuse umount`, by its name or the image's.
+
+Who is not root needs fusermount3 (apt install fuse3) and access to /dev/fuse, or a namespace of his
+own (unshare -Urm).";
+
+const UMOUNT_EXAMPLES: &str = "\
+Examples:
+  diskfuse umount disk                       write everything back and take the file 'disk' away
+  diskfuse umount vm.qcow2                   the same, by the image that it shows
+  diskfuse umount --wait --timeout 60 disk   wait for those who use it, a minute at most
+  diskfuse umount --lazy disk                take the name away now; they may finish
+
+When it returns with success, all that was written is on stable storage (with --lazy: when the last
+one who uses it is done). The image can be used by others then.";
+
+const LIST_EXAMPLES: &str = "\
+Examples:
+  diskfuse list                              a line for each file that is shown
+  diskfuse list --json                       everything that is known about them, for programs";
+
+const COMPLETIONS_EXAMPLES: &str = "\
+Examples:
+  diskfuse completions bash >diskfuse.bash   for ~/.local/share/bash-completion/completions/diskfuse
+  diskfuse completions zsh >_diskfuse        for a folder that stands in $fpath
+  diskfuse completions fish >diskfuse.fish   for ~/.config/fish/completions
+
+The Debian package has them in place.";
 
 /// Show disk images as plain files.
 #[derive(Debug, Parser)]
@@ -57,11 +93,13 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Show an image as a file
-    Mount(MountArgs),
+    Mount(Box<MountArgs>),
     /// Write everything back and take a shown file away
     Umount(UmountArgs),
     /// List what is shown by this user's daemons
     List(ListArgs),
+    /// Watch what goes through them
+    Top(TopArgs),
     /// Make an empty image
     Create(CreateArgs),
     /// Tell about an image
@@ -84,10 +122,12 @@ pub enum Command {
     Convert(ConvertArgs),
     /// Understand the command line of qemu-storage-daemon (also when called by that name)
     Qsd(QsdArgs),
+    /// Print what makes a shell complete this command line
+    Completions(CompletionsArgs),
 }
 
 /// `diskfuse mount`
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 #[command(after_help = MOUNT_EXAMPLES, group = ArgGroup::new("may_write").args(["writable", "overlay"]).multiple(true))]
 pub struct MountArgs {
     /// The image: a regular file or a block device
@@ -96,6 +136,15 @@ pub struct MountArgs {
     /// The file to show it as, or with --dir the directory; made if missing, and removed again at the end
     /// [default: IMAGE.raw, with --dir IMAGE.d]
     pub mountpoint: Option<PathBuf>,
+
+    /// More images, with --into
+    #[arg(value_name = "IMAGE", requires = "into", hide = true)]
+    pub more: Vec<PathBuf>,
+
+    /// Show any number of images in this directory (made if missing, and removed again at the end), each as NAME.raw (with --dir
+    /// NAME.d), served by the same threads of one process: diskfuse mount --into DIRECTORY IMAGE...
+    #[arg(long, value_name = "DIRECTORY")]
+    pub into: Option<PathBuf>,
 
     /// Show a directory: `disk`, its partitions as p1, p2, …, links to them by label, UUID and name, the snapshots inside the
     /// image, the layers of its chain, and info.json. `sync DIRECTORY` reads the partition table anew
@@ -106,10 +155,6 @@ pub struct MountArgs {
     /// end; a FILE is a qcow2 image that is kept, made if missing, and can be merged with `diskfuse commit` or emptied with
     /// `diskfuse discard`
     #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, conflicts_with = "snapshot")]
-    #[expect(
-        clippy::option_option,
-        reason = "an option whose value may be left out"
-    )]
     pub overlay: Option<Option<PathBuf>>,
 
     /// Where an overlay that is thrown away lies, also if that is in memory [default: beside the image, or in $TMPDIR]
@@ -220,6 +265,11 @@ pub struct MountArgs {
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     pub idle_timeout: Option<u32>,
 
+    /// Show what is counted to Prometheus over HTTP, under /metrics. Whoever reaches the address may read it: names, sizes and
+    /// times, no data
+    #[arg(long, value_name = "HOST:PORT|unix:PATH")]
+    pub metrics: Option<String>,
+
     /// Give up what serving does not take: files and sockets by name, other programs, privileges
     #[arg(long, value_name = "WHEN", default_value = "on")]
     pub sandbox: Sandbox,
@@ -240,6 +290,7 @@ pub struct MountArgs {
 
 /// `diskfuse umount`
 #[derive(Debug, Args)]
+#[command(after_help = UMOUNT_EXAMPLES)]
 pub struct UmountArgs {
     /// The mountpoint, or the image if it is shown once
     #[arg(value_name = "MOUNTPOINT|IMAGE")]
@@ -269,10 +320,41 @@ pub struct UmountArgs {
 
 /// `diskfuse list`
 #[derive(Debug, Args)]
+#[command(after_help = LIST_EXAMPLES)]
 pub struct ListArgs {
     /// For programs: a JSON array of objects
     #[arg(long)]
     pub json: bool,
+}
+
+const TOP_HELP: &str = "\
+Columns: reads and writes a second; MiB a second; what half and 99 % (wide: 99.9 %) of them took at most; requests in flight;
+metadata lookups that needed no reading (qcow2); time that threads polled; wide: polling that found something; errors.
+`-` there was nothing to measure, `?` the daemon is older than the counter.
+
+Examples:
+  diskfuse top                               until q is pressed; e shows the queues
+  diskfuse top --batch -n 1                  one table, for scripts";
+
+/// `diskfuse top`
+#[derive(Debug, Args)]
+#[command(after_help = TOP_HELP)]
+pub struct TopArgs {
+    /// Look once in so many seconds, 0.1 to 3600
+    #[arg(short, long, value_name = "SECONDS", default_value = "1", value_parser = parse_interval)]
+    pub interval: f64,
+
+    /// Show each queue as well
+    #[arg(long)]
+    pub queues: bool,
+
+    /// Print tables instead of filling the terminal
+    #[arg(short, long)]
+    pub batch: bool,
+
+    /// Print N tables, then end [default: go on]
+    #[arg(short = 'n', long, value_name = "N", requires = "batch", value_parser = clap::value_parser!(u32).range(1..))]
+    pub count: Option<u32>,
 }
 
 /// `diskfuse qsd`
@@ -286,6 +368,34 @@ pub struct QsdArgs {
         allow_hyphen_values = true
     )]
     pub arguments: Vec<OsString>,
+}
+
+/// `diskfuse completions`
+#[derive(Debug, Args)]
+#[command(after_help = COMPLETIONS_EXAMPLES)]
+pub struct CompletionsArgs {
+    /// The shell
+    pub shell: Shell,
+}
+
+/// Shells that can be told how to complete a command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Shell {
+    /// GNU Bash.
+    Bash,
+    /// Z shell.
+    Zsh,
+    /// fish.
+    Fish,
+}
+
+/// Whether the daemon gives up what it does not need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Sandbox {
+    /// All that this kernel lets it.
+    On,
+    /// Nothing, to look for faults.
+    Off,
 }
 
 /// How the host's page cache is used.
@@ -382,6 +492,13 @@ fn parse_mode(text: &str) -> Result<u32, String> {
     }
 }
 
+fn parse_interval(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if (0.1..=3600.0).contains(&seconds) => Ok(seconds),
+        _ => Err("not 0.1 to 3600 seconds".to_owned()),
+    }
+}
+
 fn parse_payload(text: &str) -> Result<u32, String> {
     let too_much = |_| "less than 4G are possible".to_owned();
     u32::try_from(parse_size(text)?).map_err(too_much)
@@ -396,6 +513,32 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn examples_are_not_wider_than_a_terminal_of_100_columns() {
+        fn look(command: &clap::Command) {
+            let help = command.get_after_help().map(ToString::to_string);
+            for line in help.unwrap_or_default().lines() {
+                assert!(
+                    line.chars().count() <= 100,
+                    "{}: {line}",
+                    command.get_name()
+                );
+            }
+            command.get_subcommands().for_each(look);
+        }
+        look(&command());
+    }
+
+    #[test]
+    fn every_command_has_examples() {
+        for command in command().get_subcommands() {
+            let help = command.get_after_help().map(ToString::to_string);
+            let has_own_help = command.get_name() == "qsd";
+            let has_examples = help.is_some_and(|help| help.starts_with("Examples:"));
+            assert!(has_examples || has_own_help, "{}", command.get_name());
+        }
     }
 
     #[test]

@@ -283,15 +283,22 @@ impl Daemon {
 
     /// Begins to listen for `list` and `umount`. The requests are answered while [`Daemon::run`] runs.
     pub fn listen(&self) -> Result<Server> {
+        let ask = self.asker();
+        let handler: Arc<Handler> = Arc::new(move |request| ask(request).recv().ok());
+        Server::start(&control::folder(), handler)
+    }
+
+    /// How other threads ask what a client of the control socket asks. The answer comes from [`Daemon::run`]; a channel without a
+    /// sender means that the daemon is ending.
+    pub fn asker(&self) -> impl Fn(Request) -> Receiver<Answer> + Send + Sync + use<> {
         let sender = parking_lot::Mutex::new(self.sender.clone());
-        let handler = move |request| {
+        move |request| {
             let (reply, answer) = channel();
             let sender = sender.lock().clone();
-            sender.send(Event::Control(request, reply)).ok()?;
-            answer.recv().ok()
-        };
-        let handler: Arc<Handler> = Arc::new(handler);
-        Server::start(&control::folder(), handler)
+            // Fails when the main thread is past caring, and then so does waiting for the answer.
+            let _ = sender.send(Event::Control(request, reply));
+            answer
+        }
     }
 
     /// Has `helper` do at the end what is to be done about the exports that there are.
@@ -432,7 +439,8 @@ impl Daemon {
             Event::Monitor(request) if self.ending && !request.is_quit() => drop(request),
             Event::Monitor(request) => attendant.carry_out(self, *request),
             Event::Control(Request::List, reply) => {
-                let exports = self.exports.values().map(Entry::status).collect();
+                let exports = self.exports.values();
+                let exports = exports.map(|entry| entry.status(&self.graph)).collect();
                 let _ = reply.send(Answer::Exports { exports });
             }
             Event::Control(Request::Unmount { mountpoint, how }, reply) => {
@@ -452,14 +460,16 @@ impl Drop for Daemon {
 }
 
 impl Entry {
-    fn status(&self) -> ExportStatus {
+    fn status(&self, graph: &Graph) -> ExportStatus {
         let stats = self.export.stats();
+        let node = self.export.node_name();
+        let metadata_cache = nodes::cache_use(graph, &node);
         ExportStatus {
             image: self.image.as_deref().map(WirePath::from),
             mountpoint: self.export.mountpoint().into(),
             pid: std::process::id(),
             id: self.export.id().to_owned(),
-            node: self.export.node_name(),
+            node,
             format: self.format.clone(),
             writable: self.export.writable(),
             stopping: self.stopping,
@@ -473,6 +483,13 @@ impl Entry {
             written_bytes: stats.written_bytes,
             flushes: stats.flushes,
             errors: stats.errors,
+            per_queue: self
+                .export
+                .queue_stats()
+                .into_iter()
+                .map(Into::into)
+                .collect(),
+            metadata_cache,
         }
     }
 }

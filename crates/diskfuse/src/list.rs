@@ -167,6 +167,8 @@ mod tests {
             written_bytes: 0,
             flushes: 0,
             errors: 0,
+            per_queue: Vec::new(),
+            metadata_cache: None,
         };
         let text = table(&[export("/a\nb", 7), export("/long/name.img", 12345)]);
         let lines: Vec<&str> = text.lines().collect();

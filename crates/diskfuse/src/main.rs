@@ -2,7 +2,7 @@
 
 mod background;
 mod busy;
-mod cli;
+mod completions;
 mod control;
 mod daemon;
 mod directory;
@@ -12,6 +12,7 @@ mod idle;
 mod images;
 mod list;
 mod logging;
+mod metrics;
 mod mount;
 mod mountpoint;
 mod output;
@@ -19,6 +20,7 @@ mod overlay;
 mod qsd;
 mod sandbox;
 mod service;
+mod top;
 mod umount;
 mod watchdog;
 
@@ -26,7 +28,8 @@ use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::FromArgMatches as _;
+use diskfuse_cli::cli;
 
 use cli::{Cli, Command};
 use error::Error;
@@ -45,10 +48,13 @@ fn main() -> ExitCode {
     if fstab::is_meant(name, &arguments) {
         return fstab::main(arguments);
     }
-    match Cli::parse().command {
+    let matches = cli::command().get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    match cli.command {
         Command::Mount(arguments) => report(mount::run(&arguments)),
         Command::Umount(arguments) => report(umount::run(&arguments)),
         Command::List(arguments) => report(list::run(&arguments)),
+        Command::Top(arguments) => report(top::run(&arguments)),
         Command::Create(arguments) => report(images::create::run(&arguments)),
         Command::Info(arguments) => report(images::info::run(&arguments)),
         Command::Check(arguments) => report(images::check::run(&arguments)),
@@ -59,6 +65,7 @@ fn main() -> ExitCode {
         Command::Discard(arguments) => report(overlay::discard(&arguments)),
         Command::Rebase(arguments) => report(images::rebase::run(&arguments)),
         Command::Convert(arguments) => report(images::convert::run(&arguments)),
+        Command::Completions(arguments) => report(completions::run(&arguments)),
         Command::Qsd(arguments) => qsd::main("diskfuse qsd", arguments.arguments),
     }
 }

@@ -18,7 +18,7 @@ use crate::file::{File, Use};
 use crate::mount::{self, Mount, MountOptions};
 use crate::passthrough::{Backing, Passthrough};
 use crate::queue::{self, Membership};
-use crate::shared::{AllowOther, End, ExportOptions, Shared, Stats};
+use crate::shared::{AllowOther, End, ExportOptions, QueueStats, Shared, Stats};
 use crate::transport::{self, device};
 use crate::tree::{Entry, Refresh, Tree};
 use crate::unmount::Unmounter;
@@ -116,7 +116,7 @@ impl Export {
         }
         let plan = transport::plan(&options.transport, threads)?;
         let content = attach()?;
-        let shared = Arc::new(Shared::new(options, content, plan, threads.len(), on_end));
+        let shared = Arc::new(Shared::new(options, content, plan, threads, on_end));
         // From here on a drain waits for the queues: if they do not come to be, it must hear of it.
         let memberships: Vec<_> = (0..threads.len())
             .map(|index| Membership::new(&shared, index))
@@ -268,6 +268,12 @@ impl Export {
     /// What it has done.
     pub fn stats(&self) -> Stats {
         self.shared.stats()
+    }
+
+    /// What each queue has done. Counters are read one after the other while requests go on, so they may disagree by some.
+    /// Any thread may call it; it asks nobody.
+    pub fn queue_stats(&self) -> Vec<QueueStats> {
+        self.shared.queue_stats()
     }
 }
 

@@ -10,9 +10,11 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use diskfuse_ring::SharedFd;
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
+use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, UnmountFlags, fsconfig_create, fsmount,
     fsopen,
@@ -106,19 +108,32 @@ pub fn absolute(path: &Path) -> io::Result<PathBuf> {
     }
 }
 
-/// Whether a mount of ours is at `path` whose daemon is gone, so that everything on it answers ENOTCONN.
+/// How long a connection may take to end once its daemon is ending.
+const ENDING: Duration = Duration::from_secs(1);
+
+/// Whether a mount of ours is at `path` whose daemon is gone, so that everything on it answers ENOTCONN. While the daemon
+/// is ending this waits for that, a second at most.
 pub fn is_dead(path: &Path) -> bool {
-    // The kernel may answer from its cache of attributes for a second after the daemon's death, unless it is forced to
-    // ask.
-    let dead = || {
-        let flags = AtFlags::STATX_FORCE_SYNC;
-        let asked = rustix::fs::statx(rustix::fs::CWD, path, flags, StatxFlags::BASIC_STATS);
-        asked.err() == Some(rustix::io::Errno::NOTCONN)
-    };
     let Ok(path) = absolute(path) else {
         return false;
     };
-    matches!(mount_at(&path), Ok(Some(m)) if m.fs_type == FS_TYPE) && dead()
+    if !matches!(mount_at(&path), Ok(Some(m)) if m.fs_type == FS_TYPE) {
+        return false;
+    }
+    let begun = Instant::now();
+    loop {
+        // The kernel may answer from its cache of attributes for a second after the daemon's death, unless it is forced to
+        // ask.
+        let flags = AtFlags::STATX_FORCE_SYNC;
+        match rustix::fs::statx(rustix::fs::CWD, &path, flags, StatxFlags::BASIC_STATS) {
+            Err(Errno::NOTCONN) => return true,
+            // The kernel is taking the dead daemon's queues and ring down, and the question was in one of them.
+            Err(Errno::CONNABORTED | Errno::CANCELED) if begun.elapsed() < ENDING => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            _ => return false,
+        }
+    }
 }
 
 /// Takes a dead mount of ours away; see [`is_dead`]. True if there was one.

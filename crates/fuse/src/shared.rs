@@ -6,12 +6,13 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Poll, Waker};
 
-use diskfuse_ring::SharedFd;
+use diskfuse_ring::{Mailbox, SharedFd, Waits};
 use parking_lot::{Condvar, Mutex};
 
 use crate::attributes::Ownership;
 use crate::content::Content;
 use crate::error::Error;
+use crate::latency::{Histograms, Latencies, RequestKind};
 use crate::passthrough::{Backing, Passthrough};
 use crate::transport::{self, Plan, TransportOptions};
 use crate::trouble::{OnError, Pace};
@@ -107,6 +108,23 @@ pub struct Stats {
     pub errors: u64,
 }
 
+/// What one queue of an export has done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueueStats {
+    /// Requests not yet answered.
+    pub in_flight: u64,
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Bytes written.
+    pub written_bytes: u64,
+    /// Requests of any kind that were answered with an error of the disk.
+    pub errors: u64,
+    /// Requests answered, in the order of [`RequestKind::ALL`].
+    pub requests: [Latencies; RequestKind::ALL.len()],
+    /// How its thread has waited, whatever it serves.
+    pub waits: Waits,
+}
+
 /// One queue's flags and counters. Only its own thread writes the counters, so that none of them needs a locked
 /// instruction.
 #[repr(align(128))]
@@ -127,6 +145,7 @@ pub(crate) struct Lane {
     pub(crate) written_bytes: AtomicU64,
     pub(crate) flushes: AtomicU64,
     pub(crate) errors: AtomicU64,
+    pub(crate) latencies: Histograms,
 }
 
 /// Adds to a counter that only this thread writes.
@@ -179,6 +198,8 @@ pub(crate) struct Shared {
     /// Why the first of them that failed did.
     refusal: Mutex<Option<String>>,
     pub(crate) lanes: Box<[Lane]>,
+    /// The threads of the lanes.
+    threads: Box<[Mailbox]>,
     /// Queues that fetch; see `queue/scale.rs`.
     pub(crate) active: AtomicUsize,
     /// The most queues that may fetch at once: more threads than CPUs only wait for each other.
@@ -205,9 +226,10 @@ impl Shared {
         options: ExportOptions,
         content: Content,
         plan: Plan,
-        queues: usize,
+        threads: &[Mailbox],
         on_end: OnEnd,
     ) -> Self {
+        let queues = threads.len();
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let most_active = queues.min(cpus);
         Self {
@@ -225,6 +247,7 @@ impl Shared {
             leaving: AtomicBool::new(false),
             refusal: Mutex::new(None),
             lanes: (0..queues).map(|_| Lane::default()).collect(),
+            threads: threads.into(),
             active: AtomicUsize::new(1),
             most_active,
             pauses: AtomicUsize::new(0),
@@ -525,6 +548,20 @@ impl Shared {
             stats.errors += of(&lane.errors);
         }
         stats
+    }
+
+    pub(crate) fn queue_stats(&self) -> Vec<QueueStats> {
+        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let both = self.lanes.iter().zip(&self.threads);
+        both.map(|(lane, thread)| QueueStats {
+            in_flight: u64::from(lane.in_flight.load(Ordering::Relaxed)),
+            read_bytes: of(&lane.read_bytes),
+            written_bytes: of(&lane.written_bytes),
+            errors: of(&lane.errors),
+            requests: lane.latencies.read(),
+            waits: thread.waits(),
+        })
+        .collect()
     }
 
     /// Starts nothing new, until [`Shared::unpause`] has been called as often as this.

@@ -525,3 +525,23 @@ fn a_chain_of_images_is_read_through_and_written_on_top() {
     assert_clean(&path);
     assert_same(&converted(&path), &model, "read by QEMU");
 }
+
+/// The table of refcounts is made longer while refcounts are lazy, so that it moves when the image is closed.
+#[test]
+fn a_refcount_table_that_moves_at_the_end_leaves_nothing_behind() {
+    let dir = directory();
+    // A cluster of its table names blocks for 64 * 64 clusters: 2 MiB.
+    let options = "cluster_size=512,refcount_bits=64,lazy_refcounts=on";
+    let path = create(&dir, "image.qcow2", options, 6 * MIB);
+    run(async {
+        let node = open(&path).await;
+        for offset in (0..5 * MIB).step_by(64 << 10) {
+            write(&*node, offset, &[7; 64 << 10]).await.unwrap();
+        }
+        node.close().await.unwrap();
+    });
+    assert_clean(&path);
+    let mut model = vec![0; 6 * MIB as usize];
+    model[..5 * MIB as usize].fill(7);
+    assert_same(&converted(&path), &model, "read by QEMU");
+}

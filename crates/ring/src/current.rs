@@ -5,6 +5,7 @@ use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Instant;
 
 use crate::config::{Backend, Counters};
 use crate::inner::Inner;
@@ -87,6 +88,22 @@ pub fn counters() -> Counters {
         operations: inner.operations.get(),
         idle: inner.idle.get(),
     })
+}
+
+/// The time, as it was when it was last looked at in this turn of the loop: costs a look at the clock once a turn at most.
+pub fn recent_time() -> Instant {
+    with(|inner| {
+        let time = inner.time.get().unwrap_or_else(Instant::now);
+        inner.time.set(Some(time));
+        time
+    })
+}
+
+/// The time, by a look at the clock, which [`recent_time`] then remembers.
+pub fn time() -> Instant {
+    let now = Instant::now();
+    with(|inner| inner.time.set(Some(now)));
+    now
 }
 
 /// Lets every other ready task, and then the kernel, have a turn.

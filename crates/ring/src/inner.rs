@@ -28,6 +28,7 @@ use crate::table::{Hearer, Table};
 use crate::task::Tasks;
 use crate::timer::Timers;
 use crate::uring::Uring;
+use crate::waits::Spun;
 
 /// Tasks polled before the kernel gets its turn.
 const POLLS_PER_TURN: usize = 512;
@@ -57,6 +58,8 @@ pub(crate) struct Inner {
     /// Turns for which a disk is still taken to be busy.
     pub(crate) moving: Cell<u32>,
     pub(crate) idle: Cell<Duration>,
+    /// The time, if the clock was looked at in this turn.
+    pub(crate) time: Cell<Option<Instant>>,
 }
 
 impl Inner {
@@ -93,6 +96,7 @@ impl Inner {
             operations: Cell::new(0),
             moving: Cell::new(0),
             idle: Cell::new(Duration::ZERO),
+            time: Cell::new(None),
         })
     }
 
@@ -291,14 +295,17 @@ impl Inner {
         }
     }
 
-    /// Spins while that is likely to pay. True if something came.
-    fn spin(&self, now: Instant) -> io::Result<bool> {
+    /// Spins while that is likely to pay.
+    fn spin(&self, now: Instant) -> Spun {
         let advice = self.spin.borrow().advice();
         let budget = match advice {
-            Advice::Sleep => return Ok(false),
+            Advice::Sleep => return Spun::default(),
             Advice::StayAwake => {
                 awake::hold(now);
-                return Ok(false);
+                return Spun {
+                    kept_awake: true,
+                    ..Spun::default()
+                };
             }
             Advice::Spin(budget) => budget,
         };
@@ -310,11 +317,15 @@ impl Inner {
         let _ = driver.flush();
         let start = Instant::now();
         loop {
-            if driver.has_news() || self.post.has_mail() {
-                return Ok(true);
-            }
-            if start.elapsed() >= budget {
-                return Ok(false);
+            let news = driver.has_news() || self.post.has_mail();
+            let time = start.elapsed();
+            if news || time >= budget {
+                return Spun {
+                    time,
+                    news,
+                    tried: true,
+                    kept_awake: false,
+                };
             }
             std::hint::spin_loop();
         }
@@ -336,9 +347,8 @@ impl Inner {
             Nap::Forever
         };
         let idle_since = (nap != Nap::None).then(Instant::now);
-        if let Some(now) = idle_since
-            && self.spin(now)?
-        {
+        let spun = idle_since.map_or_else(Spun::default, |now| self.spin(now));
+        if spun.news {
             nap = Nap::None;
         }
         if nap != Nap::None && !self.post.lie_down() {
@@ -352,9 +362,12 @@ impl Inner {
         };
         self.post.get_up();
         result?;
+        self.time.set(None);
         if let Some(since) = idle_since {
             let waited = since.elapsed();
+            self.time.set(Some(since + waited));
             self.idle.set(self.idle.get() + waited);
+            self.post.waits.note(spun, waited);
             let operations = self.operations.get();
             self.spin.borrow_mut().learn(since, waited, operations);
         }

@@ -36,6 +36,7 @@ mod task;
 mod thread;
 mod timer;
 mod uring;
+mod waits;
 mod words;
 
 pub use buf::{Buf, PAGE};
@@ -44,7 +45,9 @@ pub use command::{
     release_command_memory,
 };
 pub use config::{Backend, Choice, Config, Counters};
-pub use current::{backend, counters, is_moving, mailbox, spawn, urgently, yield_now};
+pub use current::{
+    backend, counters, is_moving, mailbox, recent_time, spawn, time, urgently, yield_now,
+};
 pub use error::{Error, Reason};
 pub use fd::SharedFd;
 pub use mail::{Mailbox, Reply};
@@ -59,4 +62,5 @@ pub use ring::Ring;
 pub use task::JoinHandle;
 pub use thread::IoThread;
 pub use timer::{Sleep, sleep};
+pub use waits::Waits;
 pub use words::Words;

@@ -14,6 +14,7 @@ use crossbeam_queue::SegQueue;
 use crate::error::Error;
 use crate::op::CancelKey;
 use crate::polling::Polling;
+use crate::waits::{WaitCounters, Waits};
 
 /// One message to a ring.
 pub(crate) enum Letter {
@@ -32,6 +33,8 @@ pub(crate) struct Postbox {
     asleep: AtomicBool,
     ended: AtomicBool,
     bell: OwnedFd,
+    /// How the ring has waited.
+    pub(crate) waits: WaitCounters,
 }
 
 impl Postbox {
@@ -42,6 +45,7 @@ impl Postbox {
             asleep: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             bell: rustix::event::eventfd(0, flags)?,
+            waits: WaitCounters::default(),
         }))
     }
 
@@ -113,6 +117,11 @@ impl Mailbox {
     /// learnt and begins as if it had been made so. [`Error::Ended`] if the ring is gone.
     pub fn set_polling(&self, polling: Polling) -> Result<(), Error> {
         self.post(move || crate::current::with(|inner| inner.set_polling(polling)))
+    }
+
+    /// How the ring has waited so far; asks nobody, so it can be called at any time.
+    pub fn waits(&self) -> Waits {
+        self.0.waits.read()
     }
 
     /// Runs the future that `make` returns as a task of the ring's thread; the reply resolves to its result, or to

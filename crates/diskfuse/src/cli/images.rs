@@ -14,31 +14,35 @@ Examples:
   diskfuse create -f raw vm.img 20G          an empty raw image
   diskfuse create -b base.qcow2 vm.qcow2     an overlay: what is not written to it shows base.qcow2
   diskfuse create -o cluster_size=1M,extended_l2=on,preallocation=metadata vm.qcow2 100G
+                                             with options of the format
 
-Options (-o) of qcow2: backing_file, backing_fmt, cluster_size, compat, compression_type, data_file, data_file_raw,
-extended_l2, lazy_refcounts, preallocation (off, metadata, falloc, full), refcount_bits, size. Of raw: preallocation
-(off, falloc, full), size.";
+Options (-o) of qcow2: backing_file, backing_fmt, cluster_size, compat, compression_type, data_file,
+data_file_raw, extended_l2, lazy_refcounts, preallocation (off, metadata, falloc, full),
+refcount_bits, size. Of raw: preallocation (off, falloc, full), size.
+
+Next: `diskfuse mount -w IMAGE` shows its disk as a file, to partition and to fill.";
 
 const INFO_EXAMPLES: &str = "\
 Examples:
-  diskfuse info vm.qcow2
-  diskfuse info --chain --json vm.qcow2      every image of its chain, for programs (as qemu-img info)";
+  diskfuse info vm.qcow2                     its format, sizes, backing file, snapshots
+  diskfuse info disk                         of a mountpoint: its image, and who shows it
+  diskfuse info --chain --json vm.qcow2      every image of its chain, for programs";
 
 const CHECK_EXAMPLES: &str = "\
 Examples:
   diskfuse check vm.qcow2                    looks, and changes nothing
   diskfuse check --repair all vm.qcow2       repairs what can be repaired
 
-Exit codes: 0 nothing is wrong (any more), 1 it could not be checked, 2 it is corrupt, 3 clusters leak, which harms
-nothing but takes space, 63 images of this format have nothing to check.";
+Exit codes: 0 nothing is wrong (any more), 1 it could not be checked, 2 it is corrupt, 3 clusters
+leak, which harms nothing but takes space, 63 images of this format have nothing to check.";
 
 const SNAPSHOT_EXAMPLES: &str = "\
 Examples:
-  diskfuse snapshot create vm.qcow2 before-upgrade
-  diskfuse snapshot list vm.qcow2
-  diskfuse snapshot apply vm.qcow2 before-upgrade
+  diskfuse snapshot create vm.qcow2 after    keep the disk as it is, under the name 'after'
+  diskfuse snapshot list vm.qcow2            what is kept
+  diskfuse snapshot apply vm.qcow2 before
                                              the disk becomes what it was then
-  diskfuse mount --snapshot before-upgrade vm.qcow2
+  diskfuse mount --snapshot before vm.qcow2
                                              look into it
 
 The image must not be in use.";
@@ -46,35 +50,48 @@ The image must not be in use.";
 const MAP_EXAMPLES: &str = "\
 Examples:
   diskfuse map vm.qcow2                      where the data of the disk is
-  diskfuse map --json vm.qcow2               everything about every range (as qemu-img map --output=json)";
+  diskfuse map --json vm.qcow2               everything about every range, for programs";
 
 const RESIZE_EXAMPLES: &str = "\
 Examples:
-  diskfuse resize vm.qcow2 40G
-  diskfuse resize vm.qcow2 +10G
-  diskfuse resize --shrink vm.qcow2 10G      throws away what is behind the first 10 GiB
+  diskfuse resize vm.qcow2 40G               40 GiB from now on
+  diskfuse resize vm.qcow2 +10G              10 GiB more than it is
+  diskfuse resize --shrink vm.qcow2 10M      throws away what is behind the first 10 MiB
 
 Shrink what is on the disk (file systems, partitions) first, and enlarge it afterwards.";
 
 const COMMIT_EXAMPLES: &str = "\
 Examples:
-  diskfuse commit overlay.qcow2              writes what the overlay holds into its backing file, and empties it";
+  diskfuse commit overlay.qcow2              writes what the overlay holds into its backing file,
+                                             and empties it
+
+Other overlays on the same backing file are of no use afterwards: their base has changed.";
+
+const DISCARD_EXAMPLES: &str = "\
+Examples:
+  diskfuse discard overlay.qcow2             throws away what was written to it; its backing file
+                                             stays as it is";
 
 const REBASE_EXAMPLES: &str = "\
 Examples:
-  diskfuse rebase -b new-base.qcow2 vm.qcow2 the disk stays as it is: what differs is copied into vm.qcow2
-  diskfuse rebase -b '' vm.qcow2             vm.qcow2 no longer needs a backing file
-  diskfuse rebase -u -b moved/base.qcow2 -F qcow2 vm.qcow2
-                                             the backing file has another name now; only the header is changed";
+  diskfuse rebase -b new.qcow2 overlay.qcow2
+                                             the disk stays as it is: what differs is copied into
+                                             the overlay
+  diskfuse rebase -b '' overlay.qcow2        it no longer needs a backing file
+  diskfuse rebase -u -b moved/base.qcow2 -F qcow2 overlay.qcow2
+                                             the backing file has another name now; only the header
+                                             is changed";
 
 const CONVERT_EXAMPLES: &str = "\
 Examples:
-  diskfuse convert vm.img vm.qcow2           from raw to qcow2 (the names' endings say so)
+  diskfuse convert vm.img copy.qcow2         from raw to qcow2 (the name's ending says so)
   diskfuse convert -c -o compression_type=zstd vm.qcow2 small.qcow2
-  diskfuse convert -l before-upgrade vm.qcow2 then.img
+                                             compressed
+  diskfuse convert -l before vm.qcow2 then.img
                                              a snapshot as a raw image
 
-The target stands alone, whatever the source stands on. It is taken away again if anything fails.";
+The target stands alone, whatever the source stands on. It is taken away again if anything fails.
+When the command returns, it is on stable storage.";
 
 /// `diskfuse create`
 #[derive(Debug, Args)]
@@ -116,14 +133,15 @@ pub struct CreateArgs {
 #[derive(Debug, Args)]
 #[command(after_help = INFO_EXAMPLES)]
 pub struct InfoArgs {
-    /// The image
+    /// The image, or the mountpoint of one that is shown
+    #[arg(value_name = "IMAGE|MOUNTPOINT")]
     pub image: PathBuf,
 
     /// raw or qcow2 [default: what it looks like]
     #[arg(short, long, value_name = "FORMAT", value_parser = parse_format)]
     pub format: Option<Format>,
 
-    /// For programs: a JSON object, or with --chain an array of them
+    /// For programs: a JSON object, or with --chain an array of them; of a mountpoint an object with `images` and `export`
     #[arg(long)]
     pub json: bool,
 
@@ -282,6 +300,7 @@ pub struct CommitArgs {
 
 /// `diskfuse discard`
 #[derive(Debug, Args)]
+#[command(after_help = DISCARD_EXAMPLES)]
 pub struct DiscardArgs {
     /// The overlay: a qcow2 image with a backing file
     pub image: PathBuf,

@@ -31,6 +31,8 @@ pub struct Daemon {
     socket: PathBuf,
     /// What it serves.
     pub exports: Vec<ExportStatus>,
+    /// When it said so.
+    pub answered: Instant,
 }
 
 /// Everything that listens in a folder.
@@ -44,6 +46,11 @@ pub struct Daemons {
 
 /// Asks all daemons of `folder` what they serve. Sockets of daemons that are dead are removed.
 pub fn find(folder: &Path) -> Result<Daemons> {
+    find_within(folder, PATIENCE)
+}
+
+/// The same, with less patience: a daemon that takes longer is silent.
+pub fn find_within(folder: &Path, patience: Duration) -> Result<Daemons> {
     let failed = || format!("Could not look for daemons in '{}'", folder.display());
     match folder.symlink_metadata() {
         Ok(stat) => check_ours(folder, &stat)?,
@@ -60,7 +67,7 @@ pub fn find(folder: &Path) -> Result<Daemons> {
         // All at once, so that several that do not answer cost one wait.
         let asked: Vec<_> = sockets
             .iter()
-            .map(|path| scope.spawn(|| ask(path)))
+            .map(|path| scope.spawn(|| ask(path, patience)))
             .collect();
         asked
             .into_iter()
@@ -70,7 +77,11 @@ pub fn find(folder: &Path) -> Result<Daemons> {
     let mut found = Daemons::default();
     for (socket, answer) in sockets.into_iter().zip(answers) {
         match answer {
-            Ok(Ok(Some(exports))) => found.answering.push(Daemon { socket, exports }),
+            Ok(Ok(Some((answered, exports)))) => found.answering.push(Daemon {
+                socket,
+                exports,
+                answered,
+            }),
             Ok(Ok(None)) => {}
             Ok(Err(error)) => found.silent.push(silence(&socket, &error)),
             Err(_) => found
@@ -98,9 +109,9 @@ fn silence(socket: &Path, error: &io::Error) -> String {
     }
 }
 
-/// What the daemon behind a socket serves; `None` if there is no daemon any more.
-fn ask(socket: &Path) -> io::Result<Option<Vec<ExportStatus>>> {
-    let deadline = Instant::now() + PATIENCE;
+/// What the daemon behind a socket serves, and when it said so; `None` if there is no daemon any more.
+fn ask(socket: &Path, patience: Duration) -> io::Result<Option<(Instant, Vec<ExportStatus>)>> {
+    let deadline = Instant::now() + patience;
     let mut stream = match connect(socket) {
         Ok(stream) => stream,
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
@@ -113,7 +124,7 @@ fn ask(socket: &Path) -> io::Result<Option<Vec<ExportStatus>>> {
     };
     send(&mut stream, &Request::List)?;
     match read_answer(&mut stream, deadline) {
-        Ok(Answer::Exports { exports }) => Ok(Some(exports)),
+        Ok(Answer::Exports { exports }) => Ok(Some((Instant::now(), exports))),
         Ok(Answer::Failed { message }) => Err(io::Error::other(message)),
         Ok(Answer::Unmounted { .. } | Answer::Busy) => Err(io::ErrorKind::InvalidData.into()),
         // It ended while we asked.
@@ -295,6 +306,8 @@ mod tests {
             written_bytes: u64::MAX,
             flushes: 5,
             errors: 6,
+            per_queue: Vec::new(),
+            metadata_cache: None,
         }
     }
 

@@ -4,6 +4,7 @@
 //! are the only check. It must never wait for ever, nor read without a limit.
 
 pub mod client;
+pub mod counters;
 pub mod protocol;
 pub mod server;
 

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::counters::{CacheCounters, QueueCounters};
+
 /// The longest request, in bytes.
 pub const LONGEST_REQUEST: usize = 64 << 10;
 
@@ -105,6 +107,12 @@ pub struct ExportStatus {
     pub flushes: u64,
     /// Requests answered with an error.
     pub errors: u64,
+    /// What each queue has counted; empty where the daemon is older than that.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub per_queue: Vec<QueueCounters>,
+    /// How the metadata cache does, if the image's format has one and the daemon says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metadata_cache: Option<CacheCounters>,
 }
 
 /// A path in JSON: a string, or an array of its bytes where it is not UTF-8, so that nothing is lost.
@@ -170,6 +178,15 @@ mod tests {
         let json = serde_json::to_string(&path).unwrap();
         assert_eq!(json, "[47,255,254,47,120]");
         assert_eq!(serde_json::from_str::<WirePath>(&json).unwrap(), path);
+    }
+
+    #[test]
+    fn an_export_of_an_older_daemon_is_understood() {
+        let older = r#"{"image": null, "mountpoint": "/m", "pid": 1, "id": "e", "node": "n", "format": "raw",
+            "writable": true, "stopping": false, "queues": 1, "in_flight": 0, "reads": 4, "writes": 0,
+            "read_bytes": 0, "written_bytes": 0, "flushes": 0, "errors": 0}"#;
+        let status: ExportStatus = serde_json::from_str(older).unwrap();
+        assert_eq!((status.per_queue.len(), status.metadata_cache), (0, None));
     }
 
     #[test]

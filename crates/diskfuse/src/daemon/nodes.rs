@@ -1,8 +1,9 @@
-//! The end of the nodes, when nobody uses them any more.
+//! The nodes as a whole: their order, what their caches do, and their end when nobody uses them any more.
 
 use diskfuse_block::Graph;
 use diskfuse_ring::{Config, Ring};
 
+use crate::control::counters::CacheCounters;
 use crate::error::Result;
 
 /// Closes every node that can be written, those above first: an image may have metadata to put in order. Nobody uses
@@ -27,6 +28,18 @@ pub(super) fn close_nodes(graph: &Graph) -> Result<()> {
         }
     }
     outcome
+}
+
+/// How the metadata caches of a node, and of all that it stands on, do; `None` if there is none.
+pub(super) fn cache_use(graph: &Graph, name: &str) -> Option<CacheCounters> {
+    let mut below = Vec::new();
+    add_from_below(graph, name.to_owned(), &mut below);
+    let nodes = below.iter().filter_map(|name| graph.bare(name).ok());
+    let mut sum: Option<CacheCounters> = None;
+    for counted in nodes.filter_map(|node| node.cache_use()) {
+        sum.get_or_insert_default().add(counted);
+    }
+    sum
 }
 
 /// The names of all nodes, each before those below it.

@@ -1,4 +1,7 @@
-//! `diskfuse info`: what is to be said about an image.
+//! `diskfuse info`: what is to be said about an image, or about what is shown on a mountpoint: then also who shows it. An image
+//! that a daemon has open is looked at without locks, as it is the daemon who has them.
+
+mod shown;
 
 use std::process::ExitCode;
 
@@ -12,6 +15,13 @@ use crate::output;
 
 /// Carries the command out.
 pub fn run(arguments: &InfoArgs) -> Result<ExitCode> {
+    match shown::find(&arguments.image)? {
+        Some(export) => shown::run(arguments, &export),
+        None => of_image(arguments),
+    }
+}
+
+fn of_image(arguments: &InfoArgs) -> Result<ExitCode> {
     let options = InfoOptions {
         format: arguments.format,
         chain: arguments.chain,
@@ -22,11 +32,15 @@ pub fn run(arguments: &InfoArgs) -> Result<ExitCode> {
         (true, [one]) if !arguments.chain => say_json(one)?,
         (true, all) => say_json(&all)?,
         (false, all) => {
-            let texts: Vec<String> = all.iter().map(as_text).collect();
-            output::say(&texts.join("\n"))?;
+            output::say(&texts(all))?;
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn texts(all: &[ImageInfo]) -> String {
+    let texts: Vec<String> = all.iter().map(as_text).collect();
+    texts.join("\n")
 }
 
 /// As `qemu-img info` says it.

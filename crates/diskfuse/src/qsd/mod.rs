@@ -31,6 +31,7 @@ use crate::background::{self, Role};
 use crate::control::server::Server;
 use crate::daemon::{Daemon, Lifetime};
 use crate::error::{Error, Plain, Result};
+use crate::metrics::{Metrics, Served};
 use crate::output;
 use crate::sandbox::{self, Extent};
 use commands::Commands;
@@ -60,6 +61,7 @@ struct Settings {
     daemonize: bool,
     pidfile: Option<PathBuf>,
     log: Option<String>,
+    metrics: Option<String>,
     event_loop: EventLoop,
     no_sandbox: bool,
 }
@@ -87,6 +89,11 @@ fn run(name: &str, arguments: Vec<OsString>) -> Result<ExitCode> {
     trace::start_logging(settings.log.as_deref(), &directives)?;
     // In this order, so that on an error the exports end before the threads that serve them.
     let mut commands: Commands;
+    let metrics = settings
+        .metrics
+        .as_deref()
+        .map(Metrics::listen)
+        .transpose()?;
     let mut daemon = Daemon::new(Lifetime::Signals)?;
     let objects = Objects::new(settings.choice());
     let monitors = Monitors::new(daemon.command_sink());
@@ -101,6 +108,9 @@ fn run(name: &str, arguments: Vec<OsString>) -> Result<ExitCode> {
         // Callers who know nothing of it do not miss it.
         tracing::warn!("{error}; `diskfuse list` and `diskfuse umount` will not find this daemon");
     }
+    let mut metrics = metrics
+        .map(|metrics| metrics.serve(daemon.asker()))
+        .transpose()?;
     let mut pidfile = settings
         .pidfile
         .as_deref()
@@ -108,6 +118,7 @@ fn run(name: &str, arguments: Vec<OsString>) -> Result<ExitCode> {
         .transpose()?;
     let removals = control.as_mut().ok().map(Server::removal).into_iter();
     let removals = removals.chain(pidfile.as_mut().map(PidFile::removal));
+    let removals = removals.chain(metrics.as_mut().and_then(Served::removal));
     let helper = match (settings.no_sandbox, commands.monitors.are_there()) {
         (true, _) => None,
         (false, true) => {
@@ -126,7 +137,7 @@ fn run(name: &str, arguments: Vec<OsString>) -> Result<ExitCode> {
         readiness.announce("")?;
     }
     let outcome = daemon.run(&mut commands);
-    drop((control, pidfile));
+    drop((control, metrics, pidfile));
     if let Some(helper) = helper {
         helper.wait();
     }
@@ -165,6 +176,7 @@ fn carry_out(
         | Directive::Trace(_)
         | Directive::Log(_)
         | Directive::EventLoop(_)
+        | Directive::Metrics(_)
         | Directive::Sandbox(_) => Ok(()),
     }
 }
@@ -195,6 +207,7 @@ impl Settings {
             match directive {
                 Directive::Daemonize => settings.daemonize = true,
                 Directive::PidFile(path) => settings.pidfile = Some(path.clone()),
+                Directive::Metrics(address) => settings.metrics = Some(address.clone()),
                 Directive::Log(level) => settings.log = Some(level.clone()),
                 Directive::EventLoop(event_loop) => settings.event_loop = *event_loop,
                 Directive::Sandbox(on) => settings.no_sandbox = !on,

@@ -8,19 +8,8 @@ pub use deed::{Deed, Leftover, Removal};
 pub use diskfuse_sandbox::Extent;
 pub use helper::{Helper, Told, is_meant, main};
 
-use clap::ValueEnum;
-
 use crate::daemon::Daemon;
 use crate::error::{Error, Result};
-
-/// Whether the daemon gives up what it does not need.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Sandbox {
-    /// All that this kernel lets it.
-    On,
-    /// Nothing, to look for faults.
-    Off,
-}
 
 /// Closes it around a daemon all of whose exports there are: a helper, whom the value stands for, takes their mounts away at the
 /// end, and carries out `removals`.

@@ -15,11 +15,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Poll, Waker};
+use std::time::Instant;
 
 use diskfuse_ring::SharedFd;
 
 use crate::abi::ROOT;
 use crate::file::Local;
+use crate::latency::RequestKind;
 use crate::shared::{Lane, Shared};
 use placement::Whereabouts;
 use ring::RingSide;
@@ -167,6 +169,12 @@ impl Queue {
     /// A read or a write found nothing where it went, or something: the next one is likely to find the same.
     pub(crate) fn found_void(&self, void: bool) {
         self.void.set(void);
+    }
+
+    /// A request that was fetched at `arrived` is answered, but for the handing over of the answer.
+    fn note_time(&self, kind: RequestKind, arrived: Instant) {
+        let time = diskfuse_ring::time().saturating_duration_since(arrived);
+        self.lane().latencies.note(kind, time);
     }
 
     /// A request came in.

@@ -12,6 +12,7 @@ use super::Queue;
 use super::pending::Pending;
 use super::slots::SMALL;
 use crate::abi::OutHeader;
+use crate::latency::RequestKind;
 use crate::ops;
 use crate::request::{Malformed, Operation, Request};
 use crate::shared::End;
@@ -157,11 +158,13 @@ impl Queue {
         match request {
             Ok(request) => {
                 self.count_for_placement();
+                let arrived = diskfuse_ring::recent_time();
                 if self.void.get()
                     && let Some(answer) = ops::at_once(self, &mut memory, &request)
                 {
                     let (header, len) = Pending::new(None, request.unique).header(answer);
                     self.commit(entry, memory, &header, len);
+                    self.note_time(RequestKind::of(&request.operation), arrived);
                     self.slots.count_begun();
                     if len > SMALL {
                         self.trim_later();

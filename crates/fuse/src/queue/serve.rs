@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use super::pending::Pending;
 use super::slots::{SMALL, Slot};
+use crate::latency::RequestKind;
 use crate::ops;
 use crate::queue::Queue;
 use crate::request::{Operation, Request};
@@ -20,6 +21,7 @@ pub(super) async fn run(queue: Rc<Queue>, slot: Rc<Slot>) {
         let mut memory = slot.take_memory();
         let answer = ops::perform(&queue, &mut memory, request).await;
         let greeted = matches!((operation, &answer), (Operation::Init { .. }, Ok(_)));
+        queue.note_time(RequestKind::of(&operation), slot.arrived());
         let (header, len) = pending.header(answer);
         if let Some(entry) = entry {
             queue.replying();

@@ -5,7 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::{Rc, Weak};
 use std::task::{Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::queue::Queue;
 use crate::request::Request;
@@ -35,6 +35,8 @@ pub(super) struct Slot {
     closed: Cell<bool>,
     /// The entry whose request is served, and whose memory is borrowed for that; else the slot's memory is its own.
     entry: Cell<Option<u32>>,
+    /// When its request came.
+    arrived: Cell<Instant>,
     /// Bytes that the request in it may touch.
     cost: Cell<usize>,
     /// Bytes that are resident while it is idle.
@@ -55,6 +57,11 @@ impl Slot {
         self.memory.set(Some(memory));
     }
 
+    /// When the request came that is served.
+    pub(super) fn arrived(&self) -> Instant {
+        self.arrived.get()
+    }
+
     /// The entry that the slot's request came in, if it came in one.
     pub(super) fn entry(&self) -> Option<u32> {
         self.entry.get()
@@ -69,6 +76,7 @@ impl Slot {
 
     /// Hands a request to the slot's task.
     pub(super) fn assign(&self, request: Request) {
+        self.arrived.set(diskfuse_ring::recent_time());
         self.request.set(Some(request));
         diskfuse_ring::urgently(|| self.wake());
     }
@@ -106,6 +114,7 @@ impl Slot {
             waker: RefCell::new(None),
             closed: Cell::new(false),
             entry: Cell::new(None),
+            arrived: Cell::new(diskfuse_ring::recent_time()),
             touched: Cell::new(0),
             cost: Cell::new(0),
         });

@@ -17,6 +17,7 @@ pub(super) enum Name {
     Help,
     Log,
     Monitor,
+    Metrics,
     NbdServer,
     Object,
     PidFile,
@@ -59,6 +60,7 @@ const QEMU: &[Spelling] = &[
 const OURS: &[Spelling] = &[
     spelling("event-loop", Name::EventLoop, true),
     spelling("log", Name::Log, true),
+    spelling("metrics", Name::Metrics, true),
     spelling("sandbox", Name::Sandbox, true),
 ];
 

@@ -84,6 +84,7 @@ The process
   --daemonize                        return once everything is up, and go on in the background
   --pidfile PATH                     write the process id there once everything is up
   --log LEVEL                        what to say on stderr: error, warn, info, debug or trace
+  --metrics HOST:PORT|unix:PATH      show what is counted there, for Prometheus (HTTP, /metrics)
   --trace [enable=]PATTERN[,events=FILE][,file=FILE]
                                      say more about one part of the program; `--trace help` lists them
   --event-loop auto|io_uring|epoll   what to wait for events with (auto: io_uring where the kernel allows it)

@@ -47,6 +47,9 @@ pub enum Directive {
     /// `--log`, not known to QEMU: which messages to show: a level, or a filter of `tracing`, as written and not yet
     /// checked. The last one counts, wherever it stands.
     Log(String),
+    /// `--metrics`, not known to QEMU: where to show what is counted, as written and not yet checked. The last one counts,
+    /// wherever it stands.
+    Metrics(String),
     /// `--event-loop`, not known to QEMU: what every event loop stands on. The last one counts, wherever it stands.
     EventLoop(EventLoop),
     /// `--sandbox`, not known to QEMU: whether the process gives up what it does not need. The last one counts, wherever it
@@ -169,6 +172,7 @@ fn interpret(option: &Occurrence) -> Result<Directive, Error> {
         Name::Help => Ok(Directive::Help(HelpTopic::Program)),
         Name::Version => Ok(Directive::Version),
         Name::Log => Ok(Directive::Log(argument.to_owned())),
+        Name::Metrics => Ok(Directive::Metrics(argument.to_owned())),
         Name::EventLoop => {
             read_word("event-loop", argument, EventLoop::WORDS).map(Directive::EventLoop)
         }

@@ -299,13 +299,13 @@ impl Meta {
     }
 
     /// Discards those of the clusters that nobody else refers to: while they still count as used, so that nobody
-    /// writes to them meanwhile.
+    /// writes to them meanwhile, not even compressed data into what room they have.
     async fn discard_alone(&self, freed: Freed) -> Result<()> {
         let bits = self.geometry.cluster_bits();
         let end = freed.cluster + freed.count;
         let mut from = freed.cluster;
         for cluster in freed.cluster..=end {
-            let alone = cluster < end && self.refcount(cluster).await? == 1;
+            let alone = cluster < end && self.refcount_to_free(cluster).await? == 1;
             if alone {
                 continue;
             }
@@ -320,9 +320,9 @@ impl Meta {
         Ok(())
     }
 
-    async fn refcount(&self, cluster: u64) -> Result<u64> {
+    async fn refcount_to_free(&self, cluster: u64) -> Result<u64> {
         loop {
-            match self.refcounts.get(cluster) {
+            match self.refcounts.get_to_free(cluster) {
                 Change::Done(count) => return Ok(count),
                 Change::Load(index) => self.load_block(index).await?,
             }

@@ -210,6 +210,19 @@ impl Meta {
             return Ok(());
         }
         self.release_reservations();
+        self.empty_limbo().await?;
+        self.write_all_refcounts().await?;
+        // A refcount table that was lazy until now may have moved, and its old place is free.
+        if self.limbo.needs_commit() {
+            self.empty_limbo().await?;
+            self.write_all_refcounts().await?;
+        }
+        self.trim().await?;
+        self.clear_dirty_bit().await
+    }
+
+    /// Frees what has lost its reference. What a transfer is in flight to for longer than anybody should wait stays leaked.
+    async fn empty_limbo(&self) -> Result<()> {
         for _ in 0..PATIENCE {
             if self.limbo.needs_commit() {
                 self.commit().await?;
@@ -220,9 +233,7 @@ impl Meta {
             }
             sleep(Duration::from_millis(1)).await;
         }
-        self.write_all_refcounts().await?;
-        self.trim().await?;
-        self.clear_dirty_bit().await
+        Ok(())
     }
 
     /// Also the lazy ones.

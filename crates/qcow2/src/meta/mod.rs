@@ -23,6 +23,7 @@ mod commit;
 mod l1;
 mod layout;
 mod limbo;
+mod lookups;
 mod open;
 mod refcounts;
 mod slices;
@@ -38,7 +39,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_utils::CachePadded;
-use diskfuse_block::{Error, Hold, Holds, Kind, LANES, Node, RangeQueue, Result};
+use diskfuse_block::{CacheUse, Error, Hold, Holds, Kind, LANES, Node, RangeQueue, Result};
 use parking_lot::Mutex;
 
 use crate::format::{Backing, BitmapsExtension, Geometry, Mapping};
@@ -46,6 +47,7 @@ use crate::node::OnCorrupt;
 use l1::L1;
 use layout::Layout;
 use limbo::{Freed, Limbo};
+use lookups::Lookups;
 pub use open::ActiveTable;
 use refcounts::Refcounts;
 pub use refcounts::Run;
@@ -90,6 +92,7 @@ pub struct Meta {
     backing: Mutex<Option<Backing>>,
     l1: L1,
     slices: Slices,
+    lookups: Lookups,
     /// log2 of the entries in a slice.
     slice_bits: u32,
     refcounts: Refcounts,
@@ -154,6 +157,7 @@ impl Meta {
     pub fn lookup(&self, guest: u64) -> Lookup {
         let (slice, index) = self.place(guest);
         if let Some(entry) = self.slices.get(slice, index) {
+            self.lookups.found();
             return Lookup::Entry(entry);
         }
         let table = self.geometry.l1_index(guest);
@@ -164,6 +168,11 @@ impl Meta {
         Lookup::Unallocated {
             len: coverage - guest % coverage,
         }
+    }
+
+    /// How often lookups found what they needed in memory.
+    pub fn cache_use(&self) -> CacheUse {
+        self.lookups.read()
     }
 
     /// The slice of an offset and the entry's index in it.

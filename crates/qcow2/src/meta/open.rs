@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use super::l1::L1;
 use super::layout::{Layout, Overlap};
 use super::limbo::Limbo;
+use super::lookups::Lookups;
 use super::refcounts::{MAX_TABLE, Refcounts};
 use super::slices::Slices;
 use super::superblock::Superblock;
@@ -100,6 +101,7 @@ impl Meta {
             ),
             layout: Layout::new(config.overlap_check),
             limbo: Limbo::default(),
+            lookups: Lookups::default(),
             holds: Holds::default(),
             reserved: std::array::from_fn(|_| CachePadded::new(Mutex::new(None))),
             reserve: (RESERVE / size).clamp(1, MOST_RESERVED),

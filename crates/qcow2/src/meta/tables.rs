@@ -19,14 +19,21 @@ impl Meta {
     pub async fn load(&self, guest: u64) -> Result<()> {
         let (slice, _) = self.place(guest);
         self.clean_now_and_then();
+        let mut missed = false;
         loop {
             let entry = self.l1.get(self.geometry.l1_index(guest));
             if entry.table() == 0 {
                 return Ok(());
             }
-            let begin = poll_fn(|cx| match self.slices.begin_load(slice, cx.waker()) {
-                Ok(Begin::Wait) => Poll::Pending,
-                begin => Poll::Ready(begin),
+            let begin = poll_fn(|cx| {
+                let begin = self.slices.begin_load(slice, cx.waker());
+                if !matches!(begin, Ok(Begin::Present)) && !std::mem::replace(&mut missed, true) {
+                    self.lookups.missed();
+                }
+                match begin {
+                    Ok(Begin::Wait) => Poll::Pending,
+                    begin => Poll::Ready(begin),
+                }
             });
             match begin.await? {
                 Begin::Present => return Ok(()),

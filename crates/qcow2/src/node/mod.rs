@@ -33,8 +33,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use diskfuse_block::drivers::DetectZeroes;
 use diskfuse_block::graph::ChildRole;
 use diskfuse_block::{
-    Access, Allocation, BackingName, BlockStatus, Error, Extent, Kind, Limits, LocalFuture, Node,
-    RangeQueue, Resize, Result, Zeroes,
+    Access, Allocation, BackingName, BlockStatus, CacheUse, Error, Extent, Kind, Limits,
+    LocalFuture, Node, RangeQueue, Resize, Result, Zeroes,
 };
 use diskfuse_ring::Buf;
 
@@ -201,6 +201,10 @@ impl Node for Qcow2Node {
 
     fn filename(&self) -> Option<String> {
         self.file.filename()
+    }
+
+    fn cache_use(&self) -> Option<CacheUse> {
+        Some(self.meta.cache_use())
     }
 
     fn resolve(&self, access: Access, offset: u64, len: u64) -> Extent<'_> {

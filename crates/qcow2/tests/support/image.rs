@@ -97,8 +97,13 @@ impl Image {
     }
 
     fn is_sound(&self) -> bool {
-        let (clean, _) = tools::try_qemu_img(&["check", "-f", "qcow2", text(self.path())]);
-        clean && tools::try_convert(self.path(), &self.raw(), None).is_ok()
+        let path = text(self.path());
+        let (clean, _) = tools::try_qemu_img(&["check", "-f", "qcow2", path]);
+        // The check does not mind that QEMU has marked the image as corrupt.
+        let told = tools::qemu_img(&["info", "--output=json", "-f", "qcow2", path]);
+        let told: serde_json::Value = serde_json::from_str(&told).unwrap();
+        let corrupt = &told["format-specific"]["data"]["corrupt"];
+        clean && corrupt != true && tools::try_convert(self.path(), &self.raw(), None).is_ok()
     }
 
     /// What QEMU reads.
@@ -246,7 +251,9 @@ impl Image {
         }
         if wanted.bitmaps && options.v3 && rng.chance(20) {
             let args = ["bitmap", "--add", "-f", "qcow2", text(&top.path), "dirty"];
-            self.command(&args);
+            let (worked, _) = tools::try_qemu_img(&args);
+            self.recipe.push(format!("qemu-img {}", args.join(" ")));
+            self.spoiled |= !worked;
             let script = self.script(rng, wanted);
             self.io(&script);
         }

@@ -8,7 +8,7 @@ mod chardev;
 mod fds;
 mod output;
 mod session;
-mod socket;
+pub mod socket;
 mod stream;
 
 use std::collections::BTreeMap;

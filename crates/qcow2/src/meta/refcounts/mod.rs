@@ -275,7 +275,10 @@ impl Refcounts {
 
     /// Adds to, or takes from, the refcount of a cluster. [`Kind::Corrupt`] below zero and above what fits.
     pub(super) fn change(&self, cluster: u64, by: i64) -> Result<Change> {
-        let mut state = self.state.lock();
+        self.change_in(&mut self.state.lock(), cluster, by)
+    }
+
+    fn change_in(&self, state: &mut State, cluster: u64, by: i64) -> Result<Change> {
         let (index, place) = self.place(cluster);
         let corrupt = |what: &str| {
             let offset = cluster << self.geometry.cluster_bits();
@@ -297,19 +300,23 @@ impl Refcounts {
                 false => "does not fit",
             });
         };
-        self.set_many(&mut state, index, place, 1, new);
+        self.set_many(state, index, place, 1, new);
         if new == 0 {
             state.scan = state.scan.min(cluster);
-            if state.cursor >> self.geometry.cluster_bits() == cluster {
-                state.cursor = 0;
-            }
+            self.leave(state, cluster);
         }
         Ok(Change::Done(new))
     }
 
+    /// No more compressed data goes into this cluster.
+    fn leave(&self, state: &mut State, cluster: u64) {
+        if self.geometry.cluster_of(state.cursor) == cluster {
+            state.cursor = 0;
+        }
+    }
+
     /// A cluster's refcount, if its block is in memory or there is none.
-    pub(super) fn get(&self, cluster: u64) -> Change {
-        let mut state = self.state.lock();
+    fn get_in(&self, state: &mut State, cluster: u64) -> Change {
         let (index, place) = self.place(cluster);
         if state.table.get(index).is_none_or(|&t| t == 0) {
             return Change::Done(0);
@@ -323,45 +330,60 @@ impl Refcounts {
         }
     }
 
+    /// The refcount of a cluster that is about to lose a reference. If that is the only one, no compressed data is put into the
+    /// cluster any more: what it holds may be thrown away.
+    pub(super) fn get_to_free(&self, cluster: u64) -> Change {
+        let mut state = self.state.lock();
+        let count = self.get_in(&mut state, cluster);
+        if matches!(count, Change::Done(..=1)) {
+            self.leave(&mut state, cluster);
+        }
+        count
+    }
+
+    /// One more reference to the cluster that is partly filled, if it takes one.
+    fn share(&self, state: &mut State, cluster: u64) -> Result<bool> {
+        match self.get_in(state, cluster) {
+            Change::Done(count) if (1..self.geometry.max_refcount()).contains(&count) => {}
+            _ => return Ok(false),
+        }
+        let changed = self.change_in(state, cluster, 1)?;
+        Ok(matches!(changed, Change::Done(_)))
+    }
+
     /// Room for `len` bytes of compressed data in the cluster that is partly filled: where. Takes a refcount.
     pub(super) fn continue_bytes(&self, len: u64) -> Result<Option<u64>> {
-        let cursor = self.state.lock().cursor;
-        let size = self.geometry.cluster_size();
-        let room = size - self.geometry.offset_in_cluster(cursor);
-        if cursor == 0 || room < len {
+        // One lock for all of it: meanwhile the cluster may become free, and somebody else's.
+        let mut state = self.state.lock();
+        let cursor = state.cursor;
+        let room = self.geometry.cluster_size() - self.geometry.offset_in_cluster(cursor);
+        if cursor == 0 || room < len || !self.share(&mut state, self.geometry.cluster_of(cursor))? {
             return Ok(None);
         }
-        let cluster = self.geometry.cluster_of(cursor);
-        match self.get(cluster) {
-            Change::Done(count) if count < self.geometry.max_refcount() => {}
-            _ => return Ok(None),
-        }
-        if let Change::Load(_) = self.change(cluster, 1)? {
-            return Ok(None);
-        }
-        self.set_cursor(cursor + len);
+        self.move_cursor(&mut state, cursor + len);
         Ok(Some(cursor))
     }
 
     /// Compressed data may go on from the cluster that is partly filled into the next one, if that is the cluster at
     /// `next`: where. Takes a refcount on the first.
     pub(super) fn straddle(&self, next: u64) -> Option<u64> {
-        let cursor = self.state.lock().cursor;
+        let mut state = self.state.lock();
+        let cursor = state.cursor;
         let cluster = self.geometry.cluster_of(cursor);
         if cursor == 0 || (cluster + 1) << self.geometry.cluster_bits() != next {
             return None;
         }
-        match self.get(cluster) {
-            Change::Done(count) if count < self.geometry.max_refcount() => {}
-            _ => return None,
-        }
-        matches!(self.change(cluster, 1), Ok(Change::Done(_))).then_some(cursor)
+        matches!(self.share(&mut state, cluster), Ok(true)).then_some(cursor)
     }
 
     /// Where the next compressed cluster may go. A cluster that is full is no place.
     pub(super) fn set_cursor(&self, byte: u64) {
+        self.move_cursor(&mut self.state.lock(), byte);
+    }
+
+    fn move_cursor(&self, state: &mut State, byte: u64) {
         let full = self.geometry.offset_in_cluster(byte) == 0;
-        self.state.lock().cursor = if full { 0 } else { byte };
+        state.cursor = if full { 0 } else { byte };
     }
 
     pub(super) fn begin_load(&self, index: usize, waker: &Waker) -> Result<Begin> {
