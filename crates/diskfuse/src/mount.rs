@@ -45,9 +45,8 @@ pub fn run(arguments: &MountArgs) -> Result<ExitCode> {
     let wanted = each(arguments)?;
     // Before the daemon, so that it is removed when that has ended.
     let folder = arguments.into.as_deref();
-    let _made = folder
-        .map(MadeFile::make_directory_if_missing)
-        .transpose()?;
+    let made = folder.map(MadeFile::make_directory_if_missing);
+    let mut made = made.transpose()?.flatten();
     let metrics = arguments
         .metrics
         .as_deref()
@@ -79,6 +78,7 @@ pub fn run(arguments: &MountArgs) -> Result<ExitCode> {
         cli::Sandbox::On => {
             let removals = metrics.as_mut().and_then(Served::removal);
             let removals = std::iter::once(control.removal()).chain(removals);
+            let removals = removals.chain(made.as_mut().map(MadeFile::removal));
             Some(sandbox::seal(&mut daemon, removals)?)
         }
         cli::Sandbox::Off => None,
@@ -89,7 +89,7 @@ pub fn run(arguments: &MountArgs) -> Result<ExitCode> {
     }
     let outcome = daemon.run(&mut Nobody);
     // Everybody who waits is answered before the process ends.
-    drop((control, metrics));
+    drop((control, metrics, made));
     if let Some(helper) = helper {
         helper.wait();
     }
