@@ -176,6 +176,45 @@ fn a_chain_is_told_mapped_rebased_and_committed_as_qemu_does() {
     });
 }
 
+/// Where the old chain shows zeroes and the new one does not, zeroes are kept: whatever it was that showed them.
+#[test]
+fn zeroes_of_the_old_chain_stay_zeroes_on_the_new_one() {
+    once(|bed| {
+        std::fs::write(bed.path("new.raw"), pattern(4 * MIB, 5)).unwrap();
+        std::fs::write(bed.path("short.raw"), pattern(MIB, 6)).unwrap();
+        qemu_img(bed, &["create", "-q", "-f", "qcow2", "empty.qcow2", "4M"]);
+        for options in [
+            "compat=v3",
+            "compat=0.10",
+            "extended_l2=on",
+            "cluster_size=512",
+        ] {
+            for old in [
+                None,
+                Some(["empty.qcow2", "qcow2"]),
+                Some(["short.raw", "raw"]),
+            ] {
+                let backing =
+                    old.map_or(Vec::new(), |[name, format]| vec!["-b", name, "-F", format]);
+                let create = ["create", "-q", "-f", "qcow2", "-o", options];
+                let image = ["over.qcow2", "4M"];
+                qemu_img(bed, &[&create[..], &backing, &image].concat());
+                // Parts of clusters of it are its own.
+                write(bed, "over.qcow2", 2 * MIB + 1536, 3 * 512, 7);
+                ours(bed, &["convert", "--force", "over.qcow2", "before.raw"]);
+                ours(bed, &["rebase", "-b", "new.raw", "-F", "raw", "over.qcow2"]);
+                same_disk(bed, "before.raw", "over.qcow2");
+                sound(bed, "over.qcow2");
+                assert!(
+                    ours(bed, &["info", "over.qcow2"])
+                        .stdout
+                        .contains("new.raw")
+                );
+            }
+        }
+    });
+}
+
 #[test]
 fn an_image_goes_from_any_format_to_any_compressed_or_not() {
     once(|bed| {

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use diskfuse_block::drivers::FileConfig;
-use diskfuse_block::{Error, Kind, Node, Result, Zeroes, io};
+use diskfuse_block::{Error, Kind, Node, Result, io};
 use diskfuse_qcow2::format::Backing;
 use diskfuse_qcow2::node::{Layered, Qcow2Config, Qcow2Node};
 use diskfuse_ring::Buf;
@@ -20,6 +20,8 @@ use crate::session::{FileSession, Session};
 
 /// Bytes that are compared at a time.
 const CHUNK: u64 = 1 << 20;
+/// Bytes of zeroes that are kept between two calls for progress.
+const ZEROES: u64 = 256 << 20;
 
 /// What is to be changed.
 #[derive(Clone, Debug)]
@@ -139,7 +141,10 @@ impl Compare {
                 len = old_len.min(new_len);
                 match (old_zero, new_zero) {
                     (true, true) => {}
-                    (true, false) => self.zero(at, len).await?,
+                    (true, false) => {
+                        len = len.min(ZEROES);
+                        self.keep(at, len).await?;
+                    }
                     _ => {
                         len = len.min(CHUNK - at % CHUNK);
                         let window = 0..usize::try_from(len).unwrap_or(room);
@@ -147,9 +152,8 @@ impl Compare {
                         new_buf.set_window(window);
                         old_buf = show(self.old.as_ref(), at, old_buf).await?;
                         new_buf = show(self.new.as_ref(), at, new_buf).await?;
-                        if old_buf.as_slice() != new_buf.as_slice() {
-                            old_buf = self.keep(at, old_buf, new_buf.as_slice()).await?;
-                        }
+                        self.keep_differences(at, old_buf.as_slice(), new_buf.as_slice())
+                            .await?;
                     }
                 }
             }
@@ -159,34 +163,25 @@ impl Compare {
         self.overlay.flush().await
     }
 
-    async fn zero(&self, at: u64, len: u64) -> Result<()> {
-        self.overlay.write_zeroes(at, len, Zeroes::MayUnmap).await
+    /// Has the overlay hold what it shows of the old chain. A write of zeroes would not do: they need not be noted where the
+    /// old chain, on which the overlay still stands, has none but zeroes.
+    async fn keep(&self, at: u64, len: u64) -> Result<()> {
+        self.overlay.populate(at, len).await
     }
 
-    /// Writes the clusters that differ.
-    async fn keep(&self, start: u64, mut old: Buf, new: &[u8]) -> Result<Buf> {
+    /// Keeps the clusters that differ.
+    async fn keep_differences(&self, start: u64, old: &[u8], new: &[u8]) -> Result<()> {
         let unit = self.overlay.header().geometry.subcluster_size().min(CHUNK);
         let unit = usize::try_from(unit).unwrap_or(usize::MAX);
-        let len = old.len();
-        let mut at = 0;
-        while at < len {
-            let end = (at + unit).min(len);
-            let (then, now) = (old.as_slice().get(at..end), new.get(at..end));
+        let mut at = start;
+        for (then, now) in old.chunks(unit).zip(new.chunks(unit)) {
+            let len = then.len() as u64;
             if then != now {
-                let place = start + at as u64;
-                if then.is_some_and(io::is_zero) {
-                    self.zero(place, (end - at) as u64).await?;
-                } else {
-                    old.set_window(at..end);
-                    let result;
-                    (result, old) = io::write(&*self.overlay, place, old).await;
-                    result?;
-                    old.set_window(0..len);
-                }
+                self.keep(at, len).await?;
             }
-            at = end;
+            at += len;
         }
-        Ok(old)
+        Ok(())
     }
 }
 

@@ -78,9 +78,10 @@ pub fn stream(jobs: &Jobs, graph: &Graph, config: StreamConfig) -> Result<Start>
         let message = format!("Block node is read-only: '{top}' cannot be streamed to");
         return Err(Error::new(Kind::ReadOnly, message));
     }
+    // What it grew by would show zeroes only for as long as it stands on images that are shorter than the base.
     let changes_nothing = Rights {
         perm: Permissions::CONSISTENT_READ | Permissions::WRITE_UNCHANGED,
-        shared: Permissions::ALL,
+        shared: !Permissions::RESIZE,
     };
     let seat = Seat::take(graph, &job, top, changes_nothing, None)?;
     // What is read must stay what it is: a commit into it has to wait.

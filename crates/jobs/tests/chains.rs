@@ -8,7 +8,8 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
-use diskfuse_block::graph::ChildRole;
+use diskfuse_block::Permissions;
+use diskfuse_block::graph::{ChildRole, User};
 use diskfuse_jobs::{
     CommitConfig, Job, JobConfig, Start, Status, StreamBase, StreamConfig, commit, commit_writes,
     stream,
@@ -299,6 +300,20 @@ fn what_cannot_be_is_refused_in_the_words_of_qemu() {
             committed("other", None, None),
             "cannot commit an image into itself"
         );
+        // What it grew by meanwhile would show what the base has there.
+        let grower = User {
+            name: "grower".to_owned(),
+            perm: Permissions::WRITER,
+            shared: Permissions::ALL,
+            drain: None,
+            follows: true,
+        };
+        let grower = lab.graph.attach("top", grower).unwrap();
+        assert_eq!(
+            streamed("base"),
+            "Conflict on node 'top': grower has \"resize\", which block job 'j' does not share"
+        );
+        drop(grower);
         lab.qcow2("stranger", MIB, "", Some("one")).await;
         assert_eq!(
             committed("top", None, Some("base")),

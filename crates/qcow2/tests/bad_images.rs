@@ -266,6 +266,36 @@ fn a_dirty_image_is_repaired_when_it_is_opened_for_writing() {
     assert_eq!(be64(&bad.on_disk(), INCOMPATIBLE), 0);
 }
 
+/// What nothing can be done about stays for whoever knows more, and the flag says so to all who open it later.
+#[test]
+fn a_dirty_image_that_cannot_be_repaired_is_opened_for_reading_only() {
+    let mut bad = Bad::with(
+        &Options {
+            refcount_bits: 1,
+            ..Options::plain()
+        },
+        "write -P 7 0 128k\n",
+    );
+    // Two clusters of the disk at one place, which one bit cannot count.
+    let l2 = bad.first(atlas::Kind::L2);
+    let shared = be64(&bad.bytes, l2);
+    bad.put64(l2 + 8, shared);
+    bad.put64(INCOMPATIBLE, 1);
+    run(Choice::Auto, async {
+        let error = bad.open(false).await.expect_err("it is opened for writing");
+        assert_eq!(error.kind(), Kind::Corrupt, "{error}");
+        assert!(error.to_string().contains("diskfuse check"), "{error}");
+        assert_eq!(
+            be64(&bad.on_disk(), INCOMPATIBLE) & 1,
+            1,
+            "the flag is gone"
+        );
+        let node = bad.open(true).await.unwrap();
+        assert!(all(&engine::read(&*node, 0, CLUSTER).await.unwrap(), 7));
+        node.close().await.unwrap();
+    });
+}
+
 #[test]
 fn a_misaligned_l2_entry_is_an_error_that_names_the_place() {
     let mut bad = Bad::new();

@@ -10,7 +10,7 @@ use diskfuse_block::{Error, Kind, Node, RangeQueue, Result};
 use super::compressed::Cache;
 use super::config::{Children, Qcow2Config};
 use super::{OpenImage, Options, Qcow2Node};
-use crate::check::{Repair, check};
+use crate::check::rebuild_refcounts_of_dirty_image;
 use crate::format::{Header, features};
 use crate::meta::{ActiveTable, Meta};
 use crate::snapshots;
@@ -20,7 +20,8 @@ impl Qcow2Node {
     /// it is only read.
     ///
     /// # Errors
-    /// [`Kind::Corrupt`] for an image that contradicts itself, and for writing to one whose corrupt bit is set;
+    /// [`Kind::Corrupt`] for an image that contradicts itself, and for writing to one whose corrupt bit is set, or that was not
+    /// closed and cannot be repaired whole;
     /// [`Kind::Unsupported`] for features that are not known, and for encrypted images; [`Kind::Invalid`] for children
     /// or options that do not go with the image; [`Kind::NotFound`] if there is no such snapshot.
     pub async fn open(children: Children, config: &Qcow2Config) -> Result<Arc<Self>> {
@@ -38,7 +39,7 @@ impl Qcow2Node {
                 image = name,
                 "it was not closed; its refcounts are repaired"
             );
-            check(&*file, Repair::All, &mut |_, _| {}).await?;
+            rebuild_refcounts_of_dirty_image(&*file).await?;
             header = Header::read(&*file).await?;
         }
         let table = match &config.snapshot {
