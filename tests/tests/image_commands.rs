@@ -7,7 +7,7 @@
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use diskfuse_e2e::{Bed, Output, Tool, everywhere, once, pattern};
+use diskfuse_e2e::{Bed, LoopDevice, Output, Tool, everywhere, once, pattern};
 use serde_json::Value;
 
 const MIB: usize = 1 << 20;
@@ -211,6 +211,78 @@ fn zeroes_of_the_old_chain_stay_zeroes_on_the_new_one() {
                         .contains("new.raw")
                 );
             }
+        }
+    });
+}
+
+/// An emptied overlay hides nothing of the base, not even by zeroes that it had noted.
+#[test]
+fn a_committed_overlay_holds_nothing() {
+    once(|bed| {
+        for options in ["compat=v3", "compat=0.10", "extended_l2=on"] {
+            qemu_img(bed, &["create", "-q", "-f", "qcow2", "base.qcow2", "4M"]);
+            write(bed, "base.qcow2", 0, 4 * MIB, 3);
+            let backing = ["-b", "base.qcow2", "-F", "qcow2", "over.qcow2"];
+            qemu_img(
+                bed,
+                &[
+                    &["create", "-q", "-f", "qcow2", "-o", options],
+                    &backing[..],
+                ]
+                .concat(),
+            );
+            for command in ["write -z 1M 1M", "write -z -u 2560k 4k", "write 3M 64k"] {
+                tool(
+                    bed,
+                    "qemu-io",
+                    &["-f", "qcow2", "-c", command, "over.qcow2"],
+                )
+                .run();
+            }
+            ours(bed, &["convert", "--force", "over.qcow2", "before.raw"]);
+            ours(bed, &["commit", "over.qcow2"]);
+            same_disk(bed, "before.raw", "base.qcow2");
+            sound(bed, "over.qcow2");
+            let map = json(&qemu_img(bed, &["map", "--output=json", "over.qcow2"]));
+            let depths = map.as_array().unwrap().iter().map(|part| &part["depth"]);
+            assert!(depths.clone().all(|depth| depth == 1), "{options}: {map}");
+        }
+    });
+}
+
+#[test]
+fn an_image_is_not_made_over_what_it_would_stand_on() {
+    once(|bed| {
+        chain(bed);
+        std::fs::hard_link(bed.path("base.qcow2"), bed.path("link.qcow2")).unwrap();
+        let before = std::fs::read(bed.path("base.qcow2")).unwrap();
+        for (backing, image) in [
+            ("base.qcow2", "base.qcow2"),
+            ("base.qcow2", "link.qcow2"),
+            ("top.qcow2", "base.qcow2"),
+        ] {
+            refused(bed, &["create", "--force", "-b", backing, image], &["loop"]);
+            assert!(std::fs::read(bed.path("base.qcow2")).unwrap() == before);
+        }
+    });
+}
+
+/// What was on a device before is not a part of the new disk, though the image names all of its places.
+#[test]
+fn a_device_as_data_file_shows_nothing_of_what_it_held() {
+    once(|bed| {
+        let held = bed.path("held");
+        std::fs::write(&held, vec![0xaa; 4 * MIB]).unwrap();
+        let mut source = vec![0; 4 * MIB];
+        source[MIB..MIB + 65536].copy_from_slice(&pattern(65536, 8));
+        std::fs::write(bed.path("src.raw"), source).unwrap();
+        for more in ["data_file_raw=on", "preallocation=metadata"] {
+            let device = LoopDevice::over(&held);
+            let options = format!("data_file={},{more}", device.path().display());
+            let convert = ["convert", "--force", "-O", "qcow2", "-o", &options];
+            ours(bed, &[&convert[..], &["src.raw", "out.qcow2"]].concat());
+            same_disk(bed, "src.raw", "out.qcow2");
+            std::fs::write(&held, vec![0xaa; 4 * MIB]).unwrap();
         }
     });
 }

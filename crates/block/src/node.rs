@@ -123,6 +123,9 @@ pub enum Zeroes {
     Keep,
     /// Give the space back if the node discards (`discard=unmap`), else as [`Zeroes::Keep`].
     MayUnmap,
+    /// As [`Zeroes::MayUnmap`], and the node itself holds them: also where it has nothing and reads as zeroes because of what it
+    /// stands on, or because it stands on nothing. That may be another node the next time.
+    Held,
 }
 
 /// What requests a node likes.

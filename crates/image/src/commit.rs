@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use diskfuse_block::{Error, Kind, Resize, Result};
-use diskfuse_qcow2::node::Qcow2Config;
+use diskfuse_qcow2::node::{Qcow2Config, Qcow2Node};
 
 use crate::copy::{Copy, Plan, Scope};
 use crate::format::Format;
@@ -18,6 +18,8 @@ pub struct Commit {
     /// To be [worked on](Copy::work) until it is done.
     pub copy: Arc<Copy>,
     overlay: Session,
+    /// The overlay's own.
+    node: Arc<Qcow2Node>,
     base: Session,
 }
 
@@ -37,7 +39,11 @@ impl Commit {
             writable: true,
             // What is below is only written to.
             backing: false,
-            qcow2: qcow2.clone(),
+            qcow2: Qcow2Config {
+                // What it holds is given back to the host.
+                pass_discard_other: true,
+                ..qcow2.clone()
+            },
             ..OpenOptions::default()
         };
         let overlay = Session::open(image, &options, "commit").await?;
@@ -82,7 +88,7 @@ impl Commit {
         }
         let copy = Copy::new(Plan {
             source: Arc::clone(overlay.node()),
-            scope: Scope::Layer(node),
+            scope: Scope::Layer(Arc::clone(&node)),
             target: Arc::clone(base.node()),
             target_is_zero: false,
             sparse: Some(2 << 20),
@@ -91,6 +97,7 @@ impl Commit {
         Ok(Self {
             copy,
             overlay,
+            node,
             base,
         })
     }
@@ -99,8 +106,7 @@ impl Commit {
     pub async fn finish(self, kept: bool) -> Result<()> {
         self.base.close().await?;
         if !kept {
-            let node = self.overlay.node();
-            node.discard(0, node.size()).await?;
+            self.node.make_empty().await?;
         }
         self.overlay.close().await
     }

@@ -150,7 +150,11 @@ fn check(target: &NewImage, compress: bool, sparse: Sparse) -> Result<()> {
     }
 }
 
-/// A block device keeps what was on it.
+/// A block device keeps what was on it: as a raw image, and as the data file of a qcow2 image that names its places already.
 fn is_new_file(target: &Session) -> bool {
-    target.format() != Format::Raw || target.node().driver() != "host_device"
+    let data = match &target.opened.qcow2 {
+        Some(qcow2) => qcow2.children().data_file,
+        None => Some(Arc::clone(target.node())),
+    };
+    data.is_none_or(|data| data.driver() != "host_device")
 }

@@ -10,6 +10,7 @@ use diskfuse_block::{Error, Kind, Node, Resize, Result, SECTOR};
 use diskfuse_qcow2::create::{self, CreateOptions};
 use diskfuse_qcow2::format::Backing;
 
+use crate::chain;
 use crate::format::Format;
 use crate::name::{self, Named};
 use crate::open::OpenOptions;
@@ -130,6 +131,10 @@ async fn look_below(new: &NewImage, name: &str) -> Result<Below> {
         });
     }
     let named = name::parse_beside(&new.path, name)?;
+    // What is to be overwritten must not be what the new image needs, by whatever name.
+    if new.path.exists() {
+        chain::refuse_loop(named.clone(), told, &new.path).await?;
+    }
     let image = open_backing(named, told, name).await?;
     let (format, size) = (image.format(), image.node().size());
     image.close().await?;

@@ -108,7 +108,8 @@ async fn write_zeroes(target: &dyn Node, at: u64, len: u64, holds: Holds<'_>) ->
         Holds::ZeroesBut(written) => written.is_dirty(at, len),
     };
     if needed {
-        let written = target.write_zeroes(at, len, Zeroes::MayUnmap).await;
+        // The target may be put on something else than it stands on now.
+        let written = target.write_zeroes(at, len, Zeroes::Held).await;
         written.map_err(Failure::write)?;
     }
     Ok(())

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
-use diskfuse_block::DirtyBitmap;
 use diskfuse_block::bitmap::Recorder;
 use diskfuse_block::graph::Change;
+use diskfuse_block::{DirtyBitmap, Resize, Zeroes};
 use diskfuse_jobs::{
     BackupConfig, BackupSync, BitmapMode, Job, JobConfig, OnCbwError, OnError, Status, backup,
 };
@@ -18,7 +18,7 @@ use diskfuse_ring::sleep;
 use support::faulty::Faulty;
 use support::guest::Guest;
 use support::rng::Rng;
-use support::{KIB, Lab, MIB, assert_same, cases, open_raw_file, reaches, run};
+use support::{KIB, Lab, MIB, assert_same, cases, must, open_raw_file, reaches, run};
 
 /// Begins while the guest stands still; returns what there was then.
 async fn begin(lab: &Lab, guest: &Guest, config: BackupConfig) -> (Arc<Job>, Vec<u8>) {
@@ -152,6 +152,88 @@ fn top_copies_what_the_overlay_holds_itself() {
         let allocated = lab.graph.get("dst").unwrap().allocated();
         assert!(allocated < MIB, "{allocated}");
     });
+}
+
+/// A target that names its backing file and is opened without, as it is usual: what became zero is held by it, and not only shown
+/// for as long as nothing is below.
+#[test]
+fn zeroes_stay_when_the_target_gets_its_backing_file() {
+    run(async {
+        for options in ["", "compat=0.10", "extended_l2=on", "cluster_size=4096"] {
+            for sync in [BackupSync::Top, BackupSync::Bitmap] {
+                let lab = Lab::new();
+                let size = 4 * MIB + 4096;
+                lab.raw("base", size);
+                lab.fill("base", 0, &vec![1; size as usize]).await;
+                lab.qcow2("src", size, "", Some("base")).await;
+                let bitmap = record(&lab).await;
+                let src = lab.graph.get("src").unwrap();
+                src.write_zeroes(MIB, MIB, Zeroes::MayUnmap).await.unwrap();
+                src.write_zeroes(3 * MIB + 512, 1024, Zeroes::Keep)
+                    .await
+                    .unwrap();
+                src.write_zeroes(4 * MIB, 4096, Zeroes::MayUnmap)
+                    .await
+                    .unwrap();
+                lab.fill("src", 2 * MIB, &[2; 4096]).await;
+                lab.qcow2("dst", size, options, Some("base")).await;
+                let path = lab.path("dst.qcow2");
+                close(&lab, "dst").await;
+                lab.open_qcow2("alone", &path, None).await;
+                let bitmap = (sync == BackupSync::Bitmap).then_some(bitmap);
+                let config = BackupConfig {
+                    sync,
+                    bitmap: bitmap.map(|bitmap| (bitmap, BitmapMode::OnSuccess)),
+                    ..BackupConfig::new(JobConfig::new("b"), "src", "alone")
+                };
+                let start = backup(&lab.jobs, &lab.graph, config).unwrap();
+                start.begin(&lab.jobs).await.unwrap().over().await.unwrap();
+                close(&lab, "alone").await;
+                lab.open_qcow2("whole", &path, Some("base")).await;
+                let (shown, expected) = (lab.contents("whole").await, lab.contents("src").await);
+                assert_same(&shown, &expected, &format!("the backup, {options}"));
+            }
+        }
+    });
+}
+
+/// What a guest does to an image that names a backing file and is opened without one stays when it has it.
+#[test]
+fn what_a_guest_zeroes_stays_when_the_disk_gets_its_backing_file() {
+    run(async {
+        for options in ["", "extended_l2=on", "cluster_size=4096"] {
+            let lab = Lab::new();
+            lab.raw("base", 8 * MIB);
+            lab.fill("base", 0, &vec![1; 8 << 20]).await;
+            lab.qcow2("disk", 4 * MIB, options, Some("base")).await;
+            close(&lab, "disk").await;
+            let path = lab.path("disk.qcow2");
+            lab.open_qcow2("alone", &path, None).await;
+            let node = lab.graph.get("alone").unwrap();
+            lab.fill("alone", 0, &vec![2; 1 << 20]).await;
+            node.discard(0, 512 << 10).await.unwrap();
+            node.write_zeroes(2 * MIB, MIB, Zeroes::MayUnmap)
+                .await
+                .unwrap();
+            node.resize(8 * MIB, Resize::Exactly, false).await.unwrap();
+            close(&lab, "alone").await;
+            lab.open_qcow2("whole", &path, Some("base")).await;
+            let mut expected = vec![1; 8 << 20];
+            for (range, byte) in [(0..1, 0), (1..2, 2), (4..6, 0), (8..16, 0)] {
+                expected[range.start << 19..range.end << 19].fill(byte);
+            }
+            assert_same(&lab.contents("whole").await, &expected, options);
+            lab.graph.get("whole").unwrap().close().await.unwrap();
+            let checked = ["check", "-U", "-f", "qcow2", path.to_str().unwrap()];
+            must("qemu-img", &checked);
+        }
+    });
+}
+
+async fn close(lab: &Lab, name: &str) {
+    lab.graph.get(name).unwrap().close().await.unwrap();
+    lab.graph.remove(name).unwrap();
+    lab.graph.remove(&format!("{name}-file")).unwrap();
 }
 
 /// A bitmap around `src` that notes what is written.

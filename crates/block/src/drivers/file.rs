@@ -164,7 +164,7 @@ impl FileNode {
     }
 
     fn may_unmap(&self, how: Zeroes) -> bool {
-        how == Zeroes::MayUnmap && self.discard == Discard::Unmap
+        how != Zeroes::Keep && self.discard == Discard::Unmap
     }
 
     async fn write_now(&self, offset: u64, buf: Buf) -> (Result<()>, Buf) {

@@ -29,7 +29,7 @@ use before::{AroundSource, Before};
 const CLUSTER: u64 = 64 << 10;
 
 /// What of the source is copied.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BackupSync {
     /// All of it.
     Full,
@@ -227,8 +227,12 @@ impl Drop for Incremental {
 }
 
 impl Backup {
-    /// Whether the target shows zeroes, so that these need not be written.
+    /// Whether the target shows zeroes, so that these need not be written. What is not the whole disk is put on something else
+    /// later.
     async fn look_at_target(&self, job: &Arc<Job>) -> Result<()> {
+        if self.sync != BackupSync::Full {
+            return Ok(());
+        }
         let Some(_pass) = job.pass(0).await else {
             return Ok(());
         };

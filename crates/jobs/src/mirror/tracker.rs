@@ -120,9 +120,7 @@ impl Tracker {
             }
             None if zeroes => {
                 let len = range.end - range.start;
-                target
-                    .write_zeroes(range.start, len, Zeroes::MayUnmap)
-                    .await
+                target.write_zeroes(range.start, len, Zeroes::Held).await
             }
             // What a discarded range shows, only the source knows: it is copied later.
             None => return edited,

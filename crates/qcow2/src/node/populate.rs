@@ -59,7 +59,13 @@ impl Qcow2Node {
     async fn populate_some(&self, at: u64, len: u64) -> Result<u64> {
         let size = self.geometry.cluster_size();
         let first = self.geometry.round_down(at);
-        let most = AT_ONCE.max(size).min(self.clusters_to_border(at) * size);
+        let border = self.clusters_to_border(at) * size;
+        // Zeroes need not be read, nor be written a piece at a time.
+        let zeroes = len.min(border - (at - first));
+        let most = match self.can_be_said_to_be_zero(at, zeroes) {
+            true if self.backing_reads_zero(at, at + zeroes) => border,
+            _ => AT_ONCE.max(size).min(border),
+        };
         let span = (at - first + len).min(most).next_multiple_of(size);
         let _turn = self.turns.turn(first, span).await;
         // Whoever had the turn before may have given it a place.
@@ -67,15 +73,22 @@ impl Qcow2Node {
         if run.place != Place::Unallocated {
             return Ok(run.len);
         }
-        let buf = scratch::take(run.len as usize)?;
-        let (result, buf) = self.fill(at, buf).await;
-        result?;
-        if self.shows_as_zero(at, run.len, buf.as_slice()) {
-            scratch::give(buf);
+        let sayable = self.can_be_said_to_be_zero(at, run.len);
+        if sayable && self.backing_reads_zero(at, at + run.len) {
             self.link_zeroes(at, run.len).await?;
             return Ok(run.len);
         }
-        let (stored, buf) = self.store_with_turn(at, buf, run.len).await;
+        // What is below is not zero any more, or never was known to be.
+        let run_len = run.len.min(AT_ONCE.max(size));
+        let buf = scratch::take(run_len as usize)?;
+        let (result, buf) = self.fill(at, buf).await;
+        result?;
+        if self.can_be_said_to_be_zero(at, run_len) && io::is_zero(buf.as_slice()) {
+            scratch::give(buf);
+            self.link_zeroes(at, run_len).await?;
+            return Ok(run_len);
+        }
+        let (stored, buf) = self.store_with_turn(at, buf, run_len).await;
         scratch::give(buf);
         match stored? {
             0 => {
@@ -86,13 +99,13 @@ impl Qcow2Node {
         }
     }
 
-    /// Whether whole clusters can be said to be zero instead of written.
-    fn shows_as_zero(&self, at: u64, len: u64, bytes: &[u8]) -> bool {
+    /// Whether a range, none of which has anything, is whole clusters that can be said to be zero instead of written.
+    fn can_be_said_to_be_zero(&self, at: u64, len: u64) -> bool {
         let whole = self.geometry.offset_in_cluster(at) == 0
             && (self.geometry.offset_in_cluster(at + len) == 0 || at + len == self.meta.size());
         // With subclusters a cluster may have a place and nothing in it.
         let plain = self.version >= 3 && !self.raw_data && !self.geometry.extended_l2();
-        whole && plain && io::is_zero(bytes)
+        whole && plain
     }
 
     /// With the turn on the clusters, none of which has anything.

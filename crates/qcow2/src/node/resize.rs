@@ -69,10 +69,17 @@ impl Qcow2Node {
             grow(&*self.data, size).await?;
         }
         if size > last {
-            self.zero(last, size - last, Zeroes::MayUnmap).await?;
+            self.zero_for_now(last, size - last, Zeroes::MayUnmap)
+                .await?;
         }
         self.meta.commit().await?;
-        self.meta.set_size(size).await
+        self.meta.set_size(size).await?;
+        // Without a flag for it only data could do that, and nobody has asked for so many.
+        if self.version >= 3 && self.stands_on_less_than_named() {
+            self.hold_zeroes(old, size - old).await?;
+            self.meta.commit().await?;
+        }
+        Ok(())
     }
 
     /// Gives clusters to the disk from `old` on that has none there.

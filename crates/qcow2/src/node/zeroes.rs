@@ -42,9 +42,38 @@ impl Qcow2Node {
         self.zero(offset, len, how).await
     }
 
-    /// Makes a range read as zeroes. Its end may be in the last cluster, past the end of the disk.
+    /// Makes a range read as zeroes, for good.
     pub(super) async fn zero(&self, offset: u64, len: u64, how: Zeroes) -> Result<()> {
-        let unmap = how == Zeroes::MayUnmap && self.options.discard && !self.keeps_places();
+        self.zero_for_now(offset, len, how).await?;
+        if how == Zeroes::Held || self.stands_on_less_than_named() {
+            self.hold_zeroes(offset, len).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether the image names a file below it, but was opened without: what it has nothing of reads as zeroes, but not the next
+    /// time.
+    pub(super) fn stands_on_less_than_named(&self) -> bool {
+        self.backing.is_none() && self.meta.backing().is_some()
+    }
+
+    /// Whether what it has nothing of reads as zeroes, now and later.
+    fn stands_alone(&self) -> bool {
+        self.backing.is_none() && self.meta.backing().is_none()
+    }
+
+    /// Has the image itself hold what reads as zeroes.
+    pub(super) async fn hold_zeroes(&self, offset: u64, len: u64) -> Result<()> {
+        // Nothing can be below an image whose data file can be read without it.
+        match self.raw_data {
+            true => Ok(()),
+            false => self.populate_now(offset, len).await,
+        }
+    }
+
+    /// Makes a range read as zeroes on what is below. Its end may be in the last cluster, past the end of the disk.
+    pub(super) async fn zero_for_now(&self, offset: u64, len: u64, how: Zeroes) -> Result<()> {
+        let unmap = how != Zeroes::Keep && self.options.discard && !self.keeps_places();
         let becomes = match unmap {
             true => Becomes::ZeroesWithoutPlace,
             false => Becomes::Zeroes,
@@ -54,7 +83,7 @@ impl Qcow2Node {
             return self.zero_parts(offset..offset + len).await;
         }
         self.zero_parts(offset..whole.start).await?;
-        if self.version < 3 && !(unmap && self.backing.is_none()) {
+        if self.version < 3 && !(unmap && self.stands_alone()) {
             // No flag says zero there.
             self.write_zeroes_to(whole.start..whole.end.min(offset + len))
                 .await?;
@@ -68,12 +97,25 @@ impl Qcow2Node {
     pub(super) async fn discard_now(&self, offset: u64, len: u64) -> Result<()> {
         self.check_write(offset, len).await?;
         // Without a zero flag, what is discarded would show the backing file.
-        let possible = self.version >= 3 || (self.backing.is_none() && !self.keeps_places());
+        let possible = self.version >= 3 || (self.stands_alone() && !self.keeps_places());
         if !self.options.discard || !possible {
             return Ok(());
         }
-        self.change(self.whole_clusters(offset, len), Becomes::Discarded)
-            .await
+        // What was never there may show the file below the next time; what was there must not.
+        let becomes = match self.stands_on_less_than_named() {
+            true => Becomes::ZeroesWithoutPlace,
+            false => Becomes::Discarded,
+        };
+        self.change(self.whole_clusters(offset, len), becomes).await
+    }
+
+    /// Takes everything out of the image: it shows what the file below shows, and zeroes past its end. What it held is on no
+    /// stable storage any more after the next flush.
+    pub async fn make_empty(&self) -> Result<()> {
+        self.check_write(0, 0).await?;
+        let size = self.meta.size();
+        let end = self.geometry.round_up(size).unwrap_or(size);
+        self.change(0..end, Becomes::Gone).await
     }
 
     /// Whether what reads as zeroes keeps its cluster of the file.
@@ -220,7 +262,7 @@ impl Qcow2Node {
         let zero = self.zero_entry(None);
         let entry = match becomes {
             Becomes::Gone => Entry::default(),
-            Becomes::Discarded if self.backing.is_none() => Entry::default(),
+            Becomes::Discarded if self.stands_alone() => Entry::default(),
             _ if self.version < 3 => Entry::default(),
             _ => zero,
         };
@@ -240,8 +282,14 @@ impl Qcow2Node {
             },
             // What shows zeroes without a place needs nothing else, unless it is to be gone.
             Mapping::Unallocated | Mapping::Zero { host: None, .. } if becomes != Becomes::Gone => {
+                let nothing = becomes == Becomes::Discarded && self.stands_alone();
+                let entry = match self.version < 3 {
+                    true => old,
+                    false if nothing => Entry::default(),
+                    false => zero,
+                };
                 Change {
-                    entry: if self.version < 3 { old } else { zero },
+                    entry,
                     dropped: None,
                 }
             }
