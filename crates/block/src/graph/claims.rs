@@ -48,7 +48,7 @@ impl ChildRole {
 }
 
 /// Whose claim it is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Holder {
     /// A user, by its number; it reaches a node from above as what it is.
     User(u64),

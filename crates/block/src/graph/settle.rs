@@ -1,6 +1,7 @@
 //! What everybody does with each node, and that nothing of it conflicts: looked at whenever the graph changes, for the nodes that
 //! the change may concern. It asks nodes for locks on images and for nothing else.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::claims::{self, Claim, Claims, Holder};
@@ -25,6 +26,10 @@ impl State {
             .iter()
             .map(|index| own_claims(&self.entries[*index]));
         let mut all: Vec<Vec<Claim>> = own.collect();
+        // There may be thousands on one node: a partition each.
+        let holders =
+            |claims: &Vec<Claim>| claims.iter().map(|claim| claim.holder.clone()).collect();
+        let mut seen: Vec<HashSet<Holder>> = all.iter().map(holders).collect();
         // From above to below: what stands above a node is behind it in the list.
         for (at, index) in indices.iter().enumerate().rev() {
             let entry = &self.entries[*index];
@@ -37,7 +42,7 @@ impl State {
                 };
                 for claim in flow {
                     // A user may reach a node by two ways.
-                    if all[child].iter().all(|other| other.holder != claim.holder) {
+                    if seen[child].insert(claim.holder.clone()) {
                         all[child].push(claim);
                     }
                 }
@@ -51,9 +56,10 @@ impl State {
     pub(super) fn settle(&self, before: &Claims) -> Result<()> {
         let after = self.claims_on(before.indices.clone());
         let changes = || before.all.iter().zip(after.iter());
-        for (old, (index, new)) in changes() {
+        for (old, (index, new)) in changes().filter(|(old, (_, new))| old[..] != **new) {
             let entry = &self.entries[index];
-            let is_new = |claim: &Claim| !old.contains(claim);
+            let old: HashMap<&Holder, &Claim> = old.iter().map(|c| (&c.holder, c)).collect();
+            let is_new = |claim: &Claim| old.get(&claim.holder) != Some(&claim);
             claims::check(&entry.name, new, is_new)?;
             let writes = Permissions::WRITE | Permissions::RESIZE;
             let writes = |claim: &&Claim| !(claim.perm & writes).is_empty() && is_new(claim);
