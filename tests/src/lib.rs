@@ -34,11 +34,11 @@ pub use listing::{Listed, await_listed, listed};
 pub use load::{Fio, fio_report};
 pub use qmp::Qmp;
 pub use raw_io::{Aligned, pattern};
-pub use recipe::Recipe;
+pub use recipe::{Kitchen, Recipe};
 pub use stage::{Stage, as_raw, check_background, check_image};
 pub use terminal::Terminal;
 pub use tool::{Output, Running, Tool};
-pub use user::{User, elsewhere};
+pub use user::{Account, User, elsewhere, installed};
 pub use writers::{Latencies, Writers};
 
 use std::time::{Duration, Instant};
