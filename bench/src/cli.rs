@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
 
 use crate::jobs::Kind;
+use crate::people::Subject;
 use crate::plan::{Direction, Filter, Mode, Pattern, Rows, Target};
 
 /// Tasks of the project.
@@ -27,6 +28,8 @@ pub enum Task {
     Exports(Exports),
     /// Measure what backup, mirror, stream and commit cost a guest, paired with peers
     Jobs(Jobs),
+    /// Measure `diskfuse mount`: start, partitions beside the whole disk, the sandbox, many images in one process
+    People(People),
     /// Serve a file that does nothing: the floor that `bench --floor` measures
     #[command(hide = true)]
     BareServer(BareServer),
@@ -181,6 +184,31 @@ pub struct Jobs {
     /// Rounds
     #[arg(long, default_value_t = 3, value_parser = value_parser!(u32).range(1..))]
     pub rounds: u32,
+}
+
+/// Options of `people`.
+#[derive(Debug, Args)]
+pub struct People {
+    /// Who takes part
+    #[command(flatten)]
+    pub select: Select,
+    /// Only these
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "start,partition,sandbox,many"
+    )]
+    pub only: Vec<Subject>,
+    /// Rounds
+    #[arg(long, default_value_t = 5, value_parser = value_parser!(u32).range(1..))]
+    pub rounds: u32,
+    /// Seconds of one measurement by fio, after a warm-up of an eighth of it
+    #[arg(long, default_value = "2", value_parser = seconds)]
+    pub seconds: Duration,
+    /// Size of the disk with a partition in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = value_parser!(u64).range(16..))]
+    pub image_size: u64,
 }
 
 /// How a server and the kernel exchange requests.

@@ -68,15 +68,26 @@ pub struct Ending {
 impl Daemon {
     /// Starts a daemon and returns once all its exports are usable, with the time that took.
     pub fn start(launch: Launch, messages: Messages) -> Result<(Self, Duration)> {
+        for point in &launch.mountpoints {
+            fs::write(point, b"").at("create the mountpoint", point)?;
+        }
+        let shown = launch.mountpoints.clone();
+        Self::start_showing(launch, shown, messages)
+    }
+
+    /// The same for mountpoints that are there, and are usable when all of `shown` have the size: files, or what is in
+    /// directories.
+    pub fn start_showing(
+        launch: Launch,
+        shown: Vec<PathBuf>,
+        messages: Messages,
+    ) -> Result<(Self, Duration)> {
         let Launch {
             name,
             mut command,
             mountpoints,
             size,
         } = launch;
-        for point in &mountpoints {
-            fs::write(point, b"").at("create the mountpoint", point)?;
-        }
         let stderr = if messages == Messages::Keep {
             Stdio::piped()
         } else {
@@ -97,7 +108,7 @@ impl Daemon {
             mountpoints,
             ended: false,
         };
-        match daemon.wait_until_usable(size) {
+        match daemon.wait_until_usable(shown, size) {
             Ok(()) => Ok((daemon, began.elapsed())),
             Err(Error::Daemon { name, reason }) => {
                 daemon.stop();
@@ -131,8 +142,7 @@ impl Daemon {
         }
     }
 
-    fn wait_until_usable(&mut self, size: u64) -> Result<()> {
-        let points = self.mountpoints.clone();
+    fn wait_until_usable(&mut self, points: Vec<PathBuf>, size: u64) -> Result<()> {
         self.call("become usable", START_LIMIT, move |stop| {
             for point in &points {
                 while fs::metadata(point).map_or(0, |metadata| metadata.len()) != size {

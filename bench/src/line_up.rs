@@ -44,7 +44,7 @@ pub fn work(select: &Select) -> Result<TempDir> {
 }
 
 /// Builds our binary and returns its path.
-fn build() -> Result<PathBuf> {
+pub fn build() -> Result<PathBuf> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     eprintln!("building diskfuse");
     let status = Command::new(&cargo)

@@ -9,6 +9,8 @@
 
 mod bed;
 mod binary;
+#[cfg(target_arch = "x86_64")]
+mod captive;
 mod daemon;
 mod disks;
 mod listing;
@@ -28,6 +30,8 @@ pub use bed::{
     Bed, EventLoop, Ground, Transport, enable_uring, everywhere, on_each, once, once_within,
 };
 pub use binary::diskfuse;
+#[cfg(target_arch = "x86_64")]
+pub use captive::{Argument, Call, Captive};
 pub use daemon::{Daemon, Ended};
 pub use disks::{LoopDevice, SmallFs};
 pub use listing::{Listed, await_listed, listed};

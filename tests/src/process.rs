@@ -1,6 +1,6 @@
-//! What the kernel tells about a process: its memory and its processor time.
+//! What the kernel tells about a process: its memory, its processor time and its threads.
 //!
-//! Source: proc_pid_status(5), proc_pid_stat(5).
+//! Source: proc_pid_status(5), proc_pid_stat(5), proc_pid_task(5).
 
 use std::time::Duration;
 
@@ -46,4 +46,19 @@ pub fn is_alive(pid: u32) -> bool {
         .rsplit_once(") ")
         .and_then(|(_, rest)| rest.chars().next());
     state.is_some_and(|state| state != 'Z' && state != 'X')
+}
+
+/// The numbers of the threads that run code of the process: the kernel's own workers for io_uring do not.
+pub fn threads(pid: u32) -> Vec<u32> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("the process lives");
+    let tasks = tasks.map(|task| task.expect("an entry"));
+    let tasks = tasks.filter(|task| {
+        // It may have ended since.
+        let name = std::fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+        !name.is_empty() && !name.starts_with("iou-wrk")
+    });
+    let number = |name: std::ffi::OsString| name.to_str().and_then(|name| name.parse().ok());
+    tasks
+        .map(|task| number(task.file_name()).expect("a number"))
+        .collect()
 }

@@ -36,6 +36,8 @@ pub enum Role {
 pub struct Readiness {
     /// To the first process. Standard output leads nowhere by now, so that nothing strays into it.
     pipe: File,
+    /// What standard error is to be, open already: a process in the sandbox opens nothing.
+    null: File,
 }
 
 /// Finds out what this process is. Called once.
@@ -47,8 +49,9 @@ pub fn role() -> Result<Role> {
     }
     let out = std::io::stdout().as_fd().try_clone_to_owned();
     let pipe = File::from(out.map_err(Error::system(FAILED))?);
-    rustix::stdio::dup2_stdout(null()?).map_err(Error::system(FAILED))?;
-    Ok(Role::Daemon(Readiness { pipe }))
+    let null = null()?;
+    rustix::stdio::dup2_stdout(&null).map_err(Error::system(FAILED))?;
+    Ok(Role::Daemon(Readiness { pipe, null }))
 }
 
 /// Starts this program once more as the daemon and waits until it is ready (0) or has failed (its exit code; it has
@@ -116,6 +119,6 @@ impl Readiness {
         pipe.write_all(&[READY, text.as_bytes()].concat())
             .map_err(Error::system("The process that started the daemon is gone"))?;
         // The end of the pipe, by which the first process knows that all has been said, comes when this returns.
-        rustix::stdio::dup2_stderr(null()?).map_err(Error::system(FAILED))
+        rustix::stdio::dup2_stderr(&self.null).map_err(Error::system(FAILED))
     }
 }

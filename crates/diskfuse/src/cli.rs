@@ -270,6 +270,10 @@ pub struct MountArgs {
     #[arg(long, value_name = "HOST:PORT|unix:PATH")]
     pub metrics: Option<String>,
 
+    /// Give up what serving does not take: files and sockets by name, other programs, privileges
+    #[arg(long, value_name = "WHEN", default_value = "on")]
+    pub sandbox: Sandbox,
+
     /// Stay in the foreground until Ctrl-C, SIGTERM or `diskfuse umount`
     #[arg(short, long)]
     pub foreground: bool,
@@ -384,6 +388,15 @@ pub enum Shell {
     Zsh,
     /// fish.
     Fish,
+}
+
+/// Whether the daemon gives up what it does not need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Sandbox {
+    /// All that this kernel lets it.
+    On,
+    /// Nothing, to look for faults.
+    Off,
 }
 
 /// How the host's page cache is used.

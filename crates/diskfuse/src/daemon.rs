@@ -16,7 +16,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use diskfuse_block::Graph;
-use diskfuse_fuse::{End, Export, ExportOptions, Stats};
+use diskfuse_fuse::{End, Export, ExportOptions, Stats, Unmounter};
 use diskfuse_ring::{Choice, Config, IoThread, Mailbox, Polling};
 use rustix::process::{Resource, Rlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -30,6 +30,7 @@ use crate::error::{Error, Result};
 use crate::idle::Idle;
 use crate::mountpoint::MadeFile;
 use crate::qsd::monitor;
+use crate::sandbox::{Deed, Helper};
 use crate::service::Manager;
 use crate::watchdog::Watchdog;
 pub use attendant::{Attendant, Nobody, Over};
@@ -93,7 +94,7 @@ struct Entry {
     iothreads: Vec<Arc<IoThread>>,
     #[expect(dead_code, reason = "kept for as long as the export is served")]
     own_threads: Vec<IoThread>,
-    #[expect(dead_code, reason = "kept for as long as something is mounted on it")]
+    /// Kept for as long as something is mounted on it.
     made: Option<MadeFile>,
     image: Option<PathBuf>,
     format: String,
@@ -298,6 +299,21 @@ impl Daemon {
             let _ = sender.send(Event::Control(request, reply));
             answer
         }
+    }
+
+    /// Has `helper` do at the end what is to be done about the exports that there are.
+    pub fn delegate(&mut self, helper: &Helper) -> Result<()> {
+        for entry in self.exports.values_mut() {
+            entry.export.delegate_unmount(|path, id| {
+                let path = path.into();
+                let order = helper.tell(&Deed::Unmount { path, id })?;
+                Ok::<_, Error>(Box::new(order) as Box<dyn Unmounter>)
+            })?;
+            if let Some(made) = &mut entry.made {
+                helper.take_over(made.removal())?;
+            }
+        }
+        Ok(())
     }
 
     /// Serves until the lifetime is over; then everything is drained, flushed, unmounted and closed. The error is the

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 
 use diskfuse_ring::Reason;
+use rustix::io::Errno;
 
 /// A command failed. `Display` is a whole message, without the program's name in front.
 #[derive(Debug, thiserror::Error)]
@@ -21,7 +22,7 @@ pub enum Error {
     #[error(transparent)]
     Options(#[from] diskfuse_monitor::Error),
     /// The system refused something.
-    #[error("{what}: {}", Reason(source))]
+    #[error("{what}: {}{}", Reason(source), remedy(source))]
     System {
         /// What was to be done, and with which file.
         what: String,
@@ -49,6 +50,14 @@ impl Error {
     /// A sentence.
     pub fn refused(message: impl Into<String>) -> Self {
         Self::Refused(message.into())
+    }
+}
+
+/// What to do about it, where that is known.
+fn remedy(error: &io::Error) -> &'static str {
+    match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::MFILE) => " (raise the limit of open files: ulimit -n)",
+        _ => "",
     }
 }
 

@@ -18,6 +18,7 @@ mod mountpoint;
 mod output;
 mod overlay;
 mod qsd;
+mod sandbox;
 mod service;
 mod top;
 mod umount;
@@ -39,6 +40,9 @@ fn main() -> ExitCode {
     let name = base_name(&called);
     if name == "qemu-storage-daemon" {
         return qsd::main("qemu-storage-daemon", arguments.collect());
+    }
+    if sandbox::is_meant(name) {
+        return sandbox::main();
     }
     let arguments: Vec<OsString> = arguments.collect();
     if fstab::is_meant(name, &arguments) {

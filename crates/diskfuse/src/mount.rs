@@ -25,10 +25,11 @@ use crate::daemon::{Daemon, Lifetime, NewExport, Nobody, own_threads};
 use crate::directory::{self, Directory};
 use crate::error::{Error, Result};
 use crate::logging;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Served};
 use crate::mountpoint::{self, MadeFile};
 use crate::output;
 use crate::overlay::{self, Overlay};
+use crate::sandbox;
 
 /// Queues when nothing is said: one per CPU, but more than this seldom pay.
 const MOST_BY_DEFAULT: u8 = 4;
@@ -44,9 +45,8 @@ pub fn run(arguments: &MountArgs) -> Result<ExitCode> {
     let wanted = each(arguments)?;
     // Before the daemon, so that it is removed when that has ended.
     let folder = arguments.into.as_deref();
-    let _made = folder
-        .map(MadeFile::make_directory_if_missing)
-        .transpose()?;
+    let made = folder.map(MadeFile::make_directory_if_missing);
+    let mut made = made.transpose()?.flatten();
     let metrics = arguments
         .metrics
         .as_deref()
@@ -70,17 +70,29 @@ pub fn run(arguments: &MountArgs) -> Result<ExitCode> {
             news = format!("{news}{}\n", mountpoint.display());
         }
     }
-    let control = daemon.listen()?;
-    let metrics = metrics
+    let mut control = daemon.listen()?;
+    let mut metrics = metrics
         .map(|metrics| metrics.serve(daemon.asker()))
         .transpose()?;
+    let helper = match arguments.sandbox {
+        cli::Sandbox::On => {
+            let removals = metrics.as_mut().and_then(Served::removal);
+            let removals = std::iter::once(control.removal()).chain(removals);
+            let removals = removals.chain(made.as_mut().map(MadeFile::removal));
+            Some(sandbox::seal(&mut daemon, removals)?)
+        }
+        cli::Sandbox::Off => None,
+    };
     match readiness {
         Some(readiness) => readiness.announce(&news)?,
         None => output::say(&news)?,
     }
     let outcome = daemon.run(&mut Nobody);
     // Everybody who waits is answered before the process ends.
-    drop((control, metrics));
+    drop((control, metrics, made));
+    if let Some(helper) = helper {
+        helper.wait();
+    }
     outcome.map(|()| ExitCode::SUCCESS)
 }
 

@@ -4,14 +4,15 @@
 
 use std::fs::{DirBuilder, Metadata, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use diskfuse_ring::Reason;
 
 use crate::error::{Error, Result};
+use crate::sandbox::{Leftover, Removal};
 
 /// How long a file may take to say whether somebody still shows it.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -40,10 +41,8 @@ pub fn heal(path: &Path) -> Result<bool> {
 /// An empty file or directory that we made. Dropping it removes it, so drop it when nothing is mounted on it any more.
 #[derive(Debug)]
 pub struct MadeFile {
-    /// Absolute: the working directory may change meanwhile.
-    path: PathBuf,
-    device: u64,
-    inode: u64,
+    /// Its path is absolute: the working directory may change meanwhile.
+    removal: Removal,
 }
 
 impl MadeFile {
@@ -85,33 +84,23 @@ impl MadeFile {
         let absolute = diskfuse_fuse::absolute(path).map_err(failed)?;
         let stat = make(&absolute).map_err(failed)?;
         Ok(Some(Self {
-            path: absolute,
-            device: stat.dev(),
-            inode: stat.ino(),
+            removal: Removal::new(Leftover::new(absolute, &stat, true)),
         }))
     }
 
-    /// Whether the path still shows what we made, a file being empty; a directory that is not cannot be removed anyway.
-    fn is_untouched(&self) -> bool {
-        self.path.symlink_metadata().is_ok_and(|now| {
-            let is_empty = now.is_dir() || (now.is_file() && now.len() == 0);
-            is_empty && now.dev() == self.device && now.ino() == self.inode
-        })
+    /// What removes it.
+    pub fn removal(&mut self) -> &mut Removal {
+        &mut self.removal
     }
 }
 
 impl Drop for MadeFile {
     fn drop(&mut self) {
-        if !self.is_untouched() {
-            tracing::info!(path = %self.path.display(), "the mountpoint has changed; it is left alone");
-            return;
-        }
-        let removed = match self.path.is_dir() {
-            true => std::fs::remove_dir(&self.path),
-            false => std::fs::remove_file(&self.path),
-        };
-        if let Err(error) = removed {
-            tracing::warn!(path = %self.path.display(), %error, "cannot remove the mountpoint");
+        let path = self.removal.path().display();
+        match self.removal.carry_out() {
+            Ok(true) => {}
+            Ok(false) => tracing::info!(%path, "the mountpoint has changed; it is left alone"),
+            Err(error) => tracing::warn!(%path, %error, "cannot remove the mountpoint"),
         }
     }
 }

@@ -21,6 +21,7 @@ use crate::queue::{self, Membership};
 use crate::shared::{AllowOther, End, ExportOptions, QueueStats, Shared, Stats};
 use crate::transport::{self, device};
 use crate::tree::{Entry, Refresh, Tree};
+use crate::unmount::Unmounter;
 
 /// How long the kernel may take to say its first word after mount(2).
 const GREETING: Duration = Duration::from_secs(10);
@@ -230,6 +231,20 @@ impl Export {
     /// The absolute path of its file.
     pub fn mountpoint(&self) -> &Path {
         &self.mountpoint
+    }
+
+    /// Has another process take the mount away when the time comes: `by`, which is made of the mount's path and id, for
+    /// [`unmount`](crate::unmount()). Nothing is asked if the mount is gone already.
+    pub fn delegate_unmount<E>(
+        &self,
+        by: impl FnOnce(&Path, u64) -> std::result::Result<Box<dyn Unmounter>, E>,
+    ) -> std::result::Result<(), E> {
+        if let Some(held) = &mut *self.held.lock()
+            && let Some(id) = held.mount.id()
+        {
+            held.mount.delegate(by(&self.mountpoint, id)?);
+        }
+        Ok(())
     }
 
     /// Whether the file can be written.

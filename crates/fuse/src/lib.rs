@@ -31,6 +31,7 @@ mod slot;
 mod transport;
 mod tree;
 mod trouble;
+mod unmount;
 mod watch;
 
 pub use attributes::Ownership;
@@ -44,4 +45,5 @@ pub use shared::{AllowOther, DEFAULT_MAX_BACKGROUND, End, ExportOptions, QueueSt
 pub use transport::{Placement, Transport, TransportOptions};
 pub use tree::{Entry, MOST_FILES, Refresh, Tree};
 pub use trouble::OnError;
+pub use unmount::{Manner, Unmounter, unmount};
 pub use watch::{Watch, When};

@@ -23,6 +23,7 @@ use rustix::mount::{
 use crate::error::{Error, Result};
 use crate::fusermount;
 use crate::transport::device;
+use crate::unmount::{Manner, Unmounter, take_away, unmount};
 
 /// The file system type of our mounts: `fuse` with our name behind it, so that they are told from others'.
 pub const FS_TYPE: &str = "fuse.diskfuse";
@@ -85,7 +86,7 @@ pub fn mounts() -> io::Result<Vec<MountEntry>> {
 }
 
 /// The topmost mount exactly at `path`, which must be absolute and free of links.
-fn mount_at(path: &Path) -> io::Result<Option<MountEntry>> {
+pub(crate) fn mount_at(path: &Path) -> io::Result<Option<MountEntry>> {
     Ok(mounts()?.into_iter().rfind(|m| m.mountpoint == path))
 }
 
@@ -169,14 +170,6 @@ pub fn abort(path: &Path) -> Result<bool> {
     }
 }
 
-/// Unmounts what is on `path`, which is absolute; by fusermount3 where the kernel does not let us do it ourselves.
-fn take_away(path: &Path, how: UnmountFlags) -> io::Result<()> {
-    match rustix::mount::unmount(path, how | UnmountFlags::NOFOLLOW) {
-        Err(Errno::PERM) => fusermount::unmount(path, how.contains(UnmountFlags::DETACH)),
-        outcome => Ok(outcome?),
-    }
-}
-
 /// Opens what aborts a connection when a byte is written to it. Its number is the minor device number of its mount, which is
 /// another one's soon after the connection is gone: so it is opened while the mount is certain to be ours, and what is
 /// written to it later meets this connection or none.
@@ -255,6 +248,8 @@ pub(crate) struct Mount {
     entry: Option<MountEntry>,
     /// See [`open_abort`].
     abort: Option<OwnedFd>,
+    /// Who takes it away, if not we.
+    by: Option<Box<dyn Unmounter>>,
 }
 
 impl Mount {
@@ -284,6 +279,7 @@ impl Mount {
             let mut mount = Self {
                 path,
                 abort: None,
+                by: None,
                 entry: Some(entry.clone()),
             };
             if options.abortable {
@@ -314,6 +310,16 @@ impl Mount {
         &self.path
     }
 
+    /// The kernel's number for it; `None` when it has been taken away.
+    pub(crate) fn id(&self) -> Option<u64> {
+        self.entry.as_ref().map(|entry| entry.id)
+    }
+
+    /// From now on `by` takes it away.
+    pub(crate) fn delegate(&mut self, by: Box<dyn Unmounter>) {
+        self.by = Some(by);
+    }
+
     /// Ends the connection with the kernel, whoever has the file open, and takes the mount away if it is still there.
     pub(crate) fn abort(&mut self) -> Result<()> {
         // The mount may be gone (`umount -l`) and the connection live on, for as long as somebody has the file open.
@@ -322,45 +328,36 @@ impl Mount {
         {
             tracing::debug!(%error, path = %self.path.display(), "cannot abort the connection");
         }
-        self.take_away(UnmountFlags::FORCE | UnmountFlags::DETACH)
+        self.take_away(Manner::Forcibly)
     }
 
     /// Takes the mount away if it is still there. Who has the file open keeps a file that answers nothing.
     pub(crate) fn unmount(&mut self) -> Result<()> {
-        self.take_away(UnmountFlags::DETACH)
+        self.take_away(Manner::Lazily)
     }
 
     /// Takes the mount away, or leaves it as it is with [`Error::Busy`] if somebody uses the file. Blocks while the kernel
     /// writes back what it has of it.
     pub(crate) fn unmount_unless_busy(&mut self) -> Result<()> {
-        self.take_away(UnmountFlags::empty())
+        self.take_away(Manner::UnlessBusy)
     }
 
-    fn take_away(&mut self, how: UnmountFlags) -> Result<()> {
+    fn take_away(&mut self, manner: Manner) -> Result<()> {
         let Some(ours) = self.entry.take() else {
             return Ok(());
         };
-        let failed = |source| Error::Unmount {
-            path: self.path.clone(),
-            source,
+        let outcome = match &self.by {
+            Some(by) => by.unmount(manner),
+            None => unmount(&self.path, ours.id, manner),
         };
-        // Somebody may have taken it away, or mounted something else there since.
-        if mount_at(&self.path).map_err(failed)?.map(|m| m.id) != Some(ours.id) {
-            return Ok(());
-        }
-        match take_away(&self.path, how) {
-            Ok(()) => Ok(()),
-            Err(error) => match error.raw_os_error() {
-                Some(libc::EINVAL | libc::ENOENT) => Ok(()),
-                Some(libc::EBUSY) => {
-                    self.entry = Some(ours);
-                    Err(Error::Busy {
-                        path: self.path.clone(),
-                    })
-                }
-                _ => Err(failed(error)),
-            },
-        }
+        outcome.map_err(|source| {
+            let path = self.path.clone();
+            if source.raw_os_error() == Some(libc::EBUSY) {
+                self.entry = Some(ours);
+                return Error::Busy { path };
+            }
+            Error::Unmount { path, source }
+        })
     }
 }
 

@@ -5,7 +5,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::claims::{ChildRole, Claim};
+use super::claims::{ChildRole, Claim, Claims};
 use super::drain::DrainHook;
 use super::state::{Entry, Occupant, State};
 use super::{Graph, busy};
@@ -72,8 +72,10 @@ impl Graph {
             let mut next = state.clone();
             let swapped = next.apply(changes)?;
             next.sort()?;
+            next.reindex();
             next.rebuild(&state, &swapped)?;
             let removed = next.take_orphans(&state);
+            next.reindex();
             let told = next.whom_to_tell(&state)?;
             next.settle_after(&state)?;
             (std::mem::replace(&mut *state, next), told, removed)
@@ -270,12 +272,15 @@ impl State {
     fn settle_after(&self, before: &Self) -> Result<()> {
         let claims = before.claims();
         let had = |entry: &Entry| -> Vec<Claim> {
-            let there = before.entries.iter().position(|e| e.name == entry.name);
+            let there = before.find(&entry.name).ok();
             // A node that was swapped has not been told of any permission.
             let there = there.filter(|at| is_same_bare(&before.entries[*at], entry));
-            there.map_or(Vec::new(), |at| claims[at].clone())
+            there.map_or(Vec::new(), |at| claims.on(at).to_vec())
         };
-        let had: Vec<Vec<Claim>> = self.entries.iter().map(had).collect();
+        let had = Claims {
+            indices: (0..self.entries.len()).collect(),
+            all: self.entries.iter().map(had).collect(),
+        };
         self.settle(&had).inspect_err(|_| before.restore())
     }
 }

@@ -66,6 +66,40 @@ pub(super) struct Claim {
     pub(super) shared: Permissions,
 }
 
+/// Everybody's claims on some nodes of the graph, which all whom they concern belong to.
+#[derive(Clone)]
+pub(super) struct Claims {
+    /// The nodes by their indices in the graph, ascending.
+    pub(super) indices: Vec<usize>,
+    /// Those on each of them.
+    pub(super) all: Vec<Vec<Claim>>,
+}
+
+impl Claims {
+    /// The nodes with the claims on them.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (usize, &[Claim])> {
+        let claims = self.all.iter().map(Vec::as_slice);
+        self.indices.iter().copied().zip(claims)
+    }
+
+    /// Those on one node.
+    pub(super) fn on(&self, index: usize) -> &[Claim] {
+        let at = self.indices.binary_search(&index).ok();
+        at.map_or(&[], |at| &self.all[at])
+    }
+
+    /// The node of this index is about to be taken out: those behind it move up.
+    pub(super) fn forget(&mut self, index: usize) {
+        if let Ok(at) = self.indices.binary_search(&index) {
+            self.indices.remove(at);
+            self.all.remove(at);
+        }
+        for behind in self.indices.iter_mut().filter(|there| **there > index) {
+            *behind -= 1;
+        }
+    }
+}
+
 /// Everybody's claims on a node, as one.
 pub(super) fn fold(claims: &[Claim]) -> (Permissions, Permissions) {
     let nobody = (Permissions::NONE, Permissions::ALL);

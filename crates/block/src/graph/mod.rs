@@ -6,6 +6,7 @@ mod claims;
 mod drain;
 mod names;
 mod place;
+mod settle;
 mod state;
 
 use std::sync::{Arc, Weak};

@@ -1,10 +1,10 @@
 //! What the graph knows, under its one lock: nodes, edges, users. Everything here is bookkeeping but one thing: image
 //! locks follow the permissions.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use super::claims::{self, ChildRole, Claim, Holder};
+use super::claims::ChildRole;
 use super::drain::Brake;
 use super::{User, busy, names};
 use crate::error::{Error, Kind, Result};
@@ -13,10 +13,10 @@ use crate::permissions::Permissions;
 
 #[derive(Clone, Debug)]
 pub(super) struct UserEntry {
-    id: u64,
+    pub(super) id: u64,
     pub(super) name: Arc<str>,
-    perm: Permissions,
-    shared: Permissions,
+    pub(super) perm: Permissions,
+    pub(super) shared: Permissions,
     pub(super) brake: Arc<Brake>,
     pub(super) follows: bool,
 }
@@ -61,6 +61,9 @@ pub(super) struct Entry {
     /// Nobody named it: it goes with the last node above it.
     pub(super) nameless: bool,
     drains: usize,
+    /// Nodes between which there is a way of edges have the same number; others may have. What happens to one node concerns
+    /// nobody else.
+    island: u64,
 }
 
 impl Entry {
@@ -100,7 +103,7 @@ impl Entry {
         children.map(|(child, _)| child.to_string()).collect()
     }
 
-    fn read_only(&self) -> bool {
+    pub(super) fn read_only(&self) -> bool {
         match &self.occupant {
             Occupant::Opening { read_only } => *read_only,
             Occupant::Node { bare, .. } => bare.read_only(),
@@ -112,18 +115,22 @@ impl Entry {
     }
 }
 
-/// Nodes are few (hundreds), and none of this is on the way of a request: lists do.
+/// None of this is on the way of a request. There may be thousands of nodes, of many images: what is done to one looks at those of
+/// its island, and passes the others by.
 #[derive(Clone, Default)]
 pub(super) struct State {
     /// Each node stands behind those below it.
     pub(super) entries: Vec<Entry>,
+    /// Where each of them stands.
+    pub(super) places: HashMap<Arc<str>, usize>,
+    next_island: u64,
     next_name: u64,
     next_user: u64,
 }
 
 impl State {
     pub(super) fn find(&self, name: &str) -> Result<usize> {
-        let found = self.entries.iter().position(|e| *e.name == *name);
+        let found = self.places.get(name).copied();
         found.ok_or_else(|| names::not_found(name, self.entries.iter().map(|e| &*e.name)))
     }
 
@@ -143,21 +150,25 @@ impl State {
     pub(super) fn reserve(&mut self, name: Option<&str>, read_only: bool) -> Result<String> {
         if let Some(name) = name {
             names::check(name)?;
-            if self.entries.iter().any(|e| *e.name == *name) {
+            if self.places.contains_key(name) {
                 let message = format!("Duplicate nodes with node-name='{name}'");
                 return Err(Error::new(Kind::Exists, message));
             }
         }
         let given = name.is_some();
         let name = name.map_or_else(|| self.make_name(), str::to_owned);
+        self.next_island += 1;
+        let shared: Arc<str> = name.as_str().into();
+        self.places.insert(Arc::clone(&shared), self.entries.len());
         self.entries.push(Entry {
-            name: name.as_str().into(),
+            name: shared,
             occupant: Occupant::Opening { read_only },
             wraps: Vec::new(),
             children: Vec::new(),
             users: Vec::new(),
             nameless: !given,
             drains: 0,
+            island: self.next_island,
         });
         Ok(name)
     }
@@ -167,11 +178,15 @@ impl State {
         let index = self.find(name)?;
         let below = self.entry(child)?;
         below.node()?;
-        let child = Arc::clone(&below.name);
-        let before = self.claims();
+        let (child, island) = (Arc::clone(&below.name), below.island);
+        let joined = self.entries[index].island;
+        for entry in self.entries.iter_mut().filter(|e| e.island == island) {
+            entry.island = joined;
+        }
+        let before = self.claims_around(index);
         self.entries[index].children.push((child, role));
         self.settle(&before).inspect_err(|_| {
-            let before = self.claims();
+            let before = self.claims_around(index);
             self.entries[index].children.pop();
             self.relax(&before);
         })
@@ -180,13 +195,13 @@ impl State {
     /// Puts the node at its place. On an error the place stays as it was.
     pub(super) fn fill(&mut self, name: &str, node: Arc<dyn Node>) -> Result<()> {
         let index = self.find(name)?;
-        let before = self.claims();
+        let before = self.claims_around(index);
         let there = &mut self.entries[index].occupant;
         let opening = std::mem::replace(there, Occupant::unwrapped(node));
         self.settle(&before)
-            .and_then(|()| self.update_node(index, &before[index]))
+            .and_then(|()| self.update_node(index, before.on(index)))
             .inspect_err(|_| {
-                let before = self.claims();
+                let before = self.claims_around(index);
                 self.entries[index].occupant = opening;
                 self.relax(&before);
             })
@@ -200,9 +215,13 @@ impl State {
     /// Takes a node out, and those below that nobody named and nobody needs.
     pub(super) fn remove(&mut self, name: &str) -> Result<Vec<Arc<dyn Node>>> {
         let index = self.check_unused(name)?;
-        let mut before = self.claims();
-        before.remove(index);
+        let mut before = self.claims_around(index);
+        before.forget(index);
         let entry = self.entries.remove(index);
+        self.places.remove(&entry.name);
+        for place in self.places.values_mut().filter(|place| **place > index) {
+            *place -= 1;
+        }
         self.relax(&before);
         let mut removed = match entry.occupant {
             Occupant::Node { bare, .. } => vec![bare],
@@ -225,8 +244,8 @@ impl State {
             .users
             .first()
             .map(|u| u.name.to_string());
-        let parent = self.entries.iter().find(|e| e.is_above(name));
-        let parent = parent.map(|e| format!("node '{}'", e.name));
+        let parent = self.parents(name).into_iter().next();
+        let parent = parent.map(|parent| format!("node '{parent}'"));
         if let Some(by) = user.or(parent) {
             return Err(busy(format!("Node {name} is in use by {by}")));
         }
@@ -252,8 +271,39 @@ impl State {
     }
 
     pub(super) fn parents(&self, name: &str) -> Vec<String> {
-        let above = self.entries.iter().filter(|e| e.is_above(name));
+        let Ok(below) = self.entry(name) else {
+            return Vec::new();
+        };
+        let near = self.entries.iter().filter(|e| e.island == below.island);
+        let above = near.filter(|e| e.is_above(name));
         above.map(|e| e.name.to_string()).collect()
+    }
+
+    /// The indices of all nodes of the island of one, ascending.
+    pub(super) fn island(&self, index: usize) -> Vec<usize> {
+        let island = self.entries[index].island;
+        let all = self.entries.iter().enumerate();
+        let here = all.filter(|(_, entry)| entry.island == island);
+        here.map(|(index, _)| index).collect()
+    }
+
+    /// Notes anew where everyone stands, and who belongs together, when entries have been moved or put on others.
+    pub(super) fn reindex(&mut self) {
+        let names = self.entries.iter().enumerate();
+        self.places = names.map(|(at, e)| (Arc::clone(&e.name), at)).collect();
+        for index in 0..self.entries.len() {
+            self.next_island += 1;
+            let own = self.next_island;
+            self.entries[index].island = own;
+            // What is below is in front of it.
+            let children = self.entries[index].children.iter();
+            let below = children.filter_map(|(child, _)| self.places.get(child));
+            let joined: Vec<u64> = below.map(|at| self.entries[*at].island).collect();
+            let before = self.entries[..index].iter_mut();
+            for entry in before.filter(|e| joined.contains(&e.island)) {
+                entry.island = own;
+            }
+        }
     }
 
     /// The indices of a node and of everything above it.
@@ -263,8 +313,8 @@ impl State {
         let mut at = 0;
         while at < found.len() {
             let name = &self.entries[found[at]].name;
-            for (index, entry) in self.entries.iter().enumerate() {
-                if entry.is_above(name) && seen.insert(index) {
+            for index in self.island(from) {
+                if self.entries[index].is_above(name) && seen.insert(index) {
                     found.push(index);
                 }
             }
@@ -287,88 +337,6 @@ impl State {
         found
     }
 
-    /// Everybody's claims on each node.
-    pub(super) fn claims(&self) -> Vec<Vec<Claim>> {
-        let mut all: Vec<Vec<Claim>> = self.entries.iter().map(own_claims).collect();
-        // From above to below: what stands above a node is behind it in the list.
-        for (index, entry) in self.entries.iter().enumerate().rev() {
-            for (number, (child, role)) in entry.children.iter().enumerate() {
-                let (name, read_only) = (&entry.name, entry.read_only());
-                let flow = claims::below(&all[index], name, read_only, number, *role);
-                let Ok(child) = self.find(child) else {
-                    continue;
-                };
-                for claim in flow {
-                    // A user may reach a node by two ways.
-                    if all[child].iter().all(|other| other.holder != claim.holder) {
-                        all[child].push(claim);
-                    }
-                }
-            }
-        }
-        all
-    }
-
-    /// Something was added since the claims were `before`: refused if that conflicts with what was there, if it writes
-    /// what cannot be written, or if another process holds an image. Undo it then, and [`State::relax`].
-    pub(super) fn settle(&self, before: &[Vec<Claim>]) -> Result<()> {
-        let after = self.claims();
-        let changes = || self.entries.iter().zip(before.iter().zip(&after));
-        for (entry, (old, new)) in changes() {
-            let is_new = |claim: &Claim| !old.contains(claim);
-            claims::check(&entry.name, new, is_new)?;
-            let writes = Permissions::WRITE | Permissions::RESIZE;
-            let writes = |claim: &&Claim| !(claim.perm & writes).is_empty() && is_new(claim);
-            if let Some(claim) = new.iter().find(writes)
-                && entry.read_only()
-            {
-                let (name, who) = (&entry.name, &claim.who);
-                let message =
-                    format!("Block node is read-only ('{name}', which {who} needs to write)");
-                return Err(Error::new(Kind::ReadOnly, message));
-            }
-        }
-        for (index, (_, (old, new))) in changes().enumerate() {
-            if old != new {
-                self.update_node(index, new)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Something was taken away since the claims were `before`.
-    pub(super) fn relax(&self, before: &[Vec<Claim>]) {
-        let after = self.claims();
-        for (index, (old, new)) in before.iter().zip(&after).enumerate() {
-            if old != new
-                && let Err(error) = self.update_node(index, new)
-            {
-                // Holding less than before meets no conflict; only a failing fcntl gets here, and leaves too many
-                // locks.
-                let node = &*self.entries[index].name;
-                tracing::warn!(node, %error, "cannot relax the permissions of a node");
-            }
-        }
-    }
-
-    /// Tells every node again what is done with it, after some were told of what did not come to be.
-    pub(super) fn restore(&self) {
-        for (index, claims) in self.claims().iter().enumerate() {
-            if let Err(error) = self.update_node(index, claims) {
-                let node = &*self.entries[index].name;
-                tracing::error!(node, %error, "cannot restore the permissions of a node");
-            }
-        }
-    }
-
-    fn update_node(&self, index: usize, claims: &[Claim]) -> Result<()> {
-        let (used, shared) = claims::fold(claims);
-        match &self.entries[index].occupant {
-            Occupant::Node { bare, .. } => bare.set_permissions(used, shared),
-            Occupant::Opening { .. } => Ok(()),
-        }
-    }
-
     pub(super) fn attach(&mut self, name: &str, user: User) -> Result<u64> {
         let index = self.find(name)?;
         let node = self.entries[index].node()?;
@@ -381,7 +349,7 @@ impl State {
             let message = format!("Node '{name}' is being drained: {} must wait", user.name);
             return Err(busy(message));
         }
-        let before = self.claims();
+        let before = self.claims_around(index);
         self.next_user += 1;
         let id = self.next_user;
         self.entries[index].users.push(UserEntry {
@@ -418,10 +386,10 @@ impl State {
         let Some((index, position)) = self.user(id) else {
             return Ok(());
         };
-        let before = self.claims();
+        let before = self.claims_around(index);
         let old = std::mem::replace(&mut self.entries[index].users[position].perm, perm);
         self.settle(&before).inspect_err(|_| {
-            let before = self.claims();
+            let before = self.claims_around(index);
             self.entries[index].users[position].perm = old;
             self.relax(&before);
         })
@@ -429,7 +397,7 @@ impl State {
 
     pub(super) fn detach(&mut self, id: u64) -> Option<UserEntry> {
         let (index, position) = self.user(id)?;
-        let before = self.claims();
+        let before = self.claims_around(index);
         let gone = self.entries[index].users.remove(position);
         self.relax(&before);
         Some(gone)
@@ -450,21 +418,10 @@ impl State {
     }
 
     pub(super) fn drain_ended(&mut self, nodes: &[String]) {
-        for entry in &mut self.entries {
-            if nodes.iter().any(|name| **name == *entry.name) {
-                entry.drains -= 1;
+        for name in nodes {
+            if let Ok(index) = self.find(name) {
+                self.entries[index].drains -= 1;
             }
         }
     }
-}
-
-/// Those of the node's own users.
-fn own_claims(entry: &Entry) -> Vec<Claim> {
-    let users = entry.users.iter().map(|user| Claim {
-        holder: Holder::User(user.id),
-        who: Arc::clone(&user.name),
-        perm: user.perm,
-        shared: user.shared,
-    });
-    users.collect()
 }

@@ -124,9 +124,13 @@ impl HostFile {
             no_zero_range: AtomicBool::new(false),
             no_punch_hole: AtomicBool::new(false),
         }));
-        if modifies && !size.is_multiple_of(u64::from(align.offset)) {
-            // Needed for its end, and sure to be possible now rather than later.
-            file.buffered()?;
+        let has_ragged_end = !size.is_multiple_of(u64::from(align.offset));
+        if modifies && (has_ragged_end || options.kind == HostKind::Regular) {
+            // For its end, which may become ragged when the file grows: a process that serves may open nothing any more.
+            let again = file.buffered();
+            if has_ragged_end {
+                again?;
+            }
         }
         Ok(file)
     }

@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,7 @@ use parking_lot::{Condvar, Mutex};
 use super::protocol::{Answer, LONGEST_REQUEST, Request};
 use super::{SUFFIX, prepare_folder, read_line};
 use crate::error::{Error, Result};
+use crate::sandbox::{Leftover, Removal};
 
 /// How long a client may take to say what it wants, and to read the answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -27,7 +28,7 @@ pub type Handler = dyn Fn(Request) -> Option<Answer> + Send + Sync;
 /// A socket that is listened on. Dropping it removes the socket and waits, for a short while, until answers that are
 /// under way are written.
 pub struct Server {
-    path: PathBuf,
+    removal: Removal,
     connections: Arc<Connections>,
 }
 
@@ -60,8 +61,9 @@ impl Server {
                 let _ = fs::remove_file(&new);
                 Error::system(failed())(error)
             })?;
+        let stat = path.symlink_metadata().map_err(Error::system(failed()))?;
         let server = Self {
-            path,
+            removal: Removal::new(Leftover::new(path, &stat, false)),
             connections: Arc::default(),
         };
         let connections = Arc::clone(&server.connections);
@@ -72,12 +74,18 @@ impl Server {
             .map_err(Error::system("Could not start the control thread"))?;
         Ok(server)
     }
+
+    /// What removes the socket.
+    pub fn removal(&mut self) -> &mut Removal {
+        &mut self.removal
+    }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_file(&self.path) {
-            tracing::warn!(path = %self.path.display(), %error, "cannot remove the control socket");
+        if let Err(error) = self.removal.carry_out() {
+            let path = self.removal.path().display();
+            tracing::warn!(%path, %error, "cannot remove the control socket");
         }
         let deadline = Instant::now() + Duration::from_secs(1);
         let mut open = self.connections.open.lock();

@@ -17,6 +17,7 @@ use diskfuse_monitor::SocketAddress;
 use crate::control::protocol::{Answer, ExportStatus, Request};
 use crate::error::{Error, Result};
 use crate::qsd::monitor::socket::{Listener, MadePath};
+use crate::sandbox::Removal;
 
 /// Clients served at a time; further ones are closed at once.
 const MOST_CLIENTS: usize = 16;
@@ -35,7 +36,7 @@ pub struct Metrics {
 
 /// Metrics that are served. Dropping it removes the socket's path; the thread ends with the process.
 pub struct Served {
-    #[expect(dead_code, reason = "kept for as long as it is served")]
+    /// Kept for as long as it is served.
     made: Option<MadePath>,
 }
 
@@ -65,6 +66,13 @@ impl Metrics {
         thread(move || accept(&listener, &ask))
             .map_err(Error::system("Could not serve metrics"))?;
         Ok(Served { made })
+    }
+}
+
+impl Served {
+    /// What removes the socket's path, if it has one.
+    pub fn removal(&mut self) -> Option<&mut Removal> {
+        self.made.as_mut().map(MadePath::removal)
     }
 }
 

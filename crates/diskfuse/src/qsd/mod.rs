@@ -28,10 +28,12 @@ use diskfuse_monitor::{
 use diskfuse_ring::Choice;
 
 use crate::background::{self, Role};
+use crate::control::server::Server;
 use crate::daemon::{Daemon, Lifetime};
 use crate::error::{Error, Plain, Result};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Served};
 use crate::output;
+use crate::sandbox::{self, Extent};
 use commands::Commands;
 use monitor::Monitors;
 use nodes::Nodes;
@@ -61,6 +63,7 @@ struct Settings {
     log: Option<String>,
     metrics: Option<String>,
     event_loop: EventLoop,
+    no_sandbox: bool,
 }
 
 fn run(name: &str, arguments: Vec<OsString>) -> Result<ExitCode> {
@@ -100,24 +103,44 @@ fn run(name: &str, arguments: Vec<OsString>) -> Result<ExitCode> {
         carry_out(directive, &settings, &mut commands, &mut daemon)
             .map_err(|error| Error::Refused(format!("{}: {error}", Plain(&words))))?;
     }
-    let control = daemon.listen();
+    let mut control = daemon.listen();
     if let Err(error) = &control {
         // Callers who know nothing of it do not miss it.
         tracing::warn!("{error}; `diskfuse list` and `diskfuse umount` will not find this daemon");
     }
-    let metrics = metrics
+    let mut metrics = metrics
         .map(|metrics| metrics.serve(daemon.asker()))
         .transpose()?;
-    let pidfile = settings
+    let mut pidfile = settings
         .pidfile
         .as_deref()
         .map(PidFile::write)
         .transpose()?;
+    let removals = control.as_mut().ok().map(Server::removal).into_iter();
+    let removals = removals.chain(pidfile.as_mut().map(PidFile::removal));
+    let removals = removals.chain(metrics.as_mut().and_then(Served::removal));
+    let helper = match (settings.no_sandbox, commands.monitors.are_there()) {
+        (true, _) => None,
+        (false, true) => {
+            // Who is not root mounts by fusermount3, a set-user-id program.
+            let by_itself = rustix::process::geteuid().is_root();
+            sandbox::close(if by_itself {
+                Extent::Open
+            } else {
+                Extent::Helped
+            })?;
+            None
+        }
+        (false, false) => Some(sandbox::seal(&mut daemon, removals)?),
+    };
     if let Some(readiness) = readiness {
         readiness.announce("")?;
     }
     let outcome = daemon.run(&mut commands);
     drop((control, metrics, pidfile));
+    if let Some(helper) = helper {
+        helper.wait();
+    }
     commands.say_goodbye(&outcome);
     outcome.map(|()| ExitCode::SUCCESS)
 }
@@ -152,8 +175,9 @@ fn carry_out(
         | Directive::Version
         | Directive::Trace(_)
         | Directive::Log(_)
+        | Directive::EventLoop(_)
         | Directive::Metrics(_)
-        | Directive::EventLoop(_) => Ok(()),
+        | Directive::Sandbox(_) => Ok(()),
     }
 }
 
@@ -186,6 +210,7 @@ impl Settings {
                 Directive::Metrics(address) => settings.metrics = Some(address.clone()),
                 Directive::Log(level) => settings.log = Some(level.clone()),
                 Directive::EventLoop(event_loop) => settings.event_loop = *event_loop,
+                Directive::Sandbox(on) => settings.no_sandbox = !on,
                 _ => {}
             }
         }

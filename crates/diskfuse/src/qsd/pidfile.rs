@@ -1,21 +1,22 @@
 //! The file that holds the process id while the daemon runs: locked, so that two daemons never share one, and removed
 //! at the end. It must never touch the file of a daemon that runs.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::fs::FlockOperation;
 
 use diskfuse_ring::Reason;
 
 use crate::error::{Error, Result};
+use crate::sandbox::{Leftover, Removal};
 
 /// The file; dropping it removes it.
 pub struct PidFile {
-    /// Absolute: the working directory may change meanwhile.
-    path: PathBuf,
+    /// Its path is absolute: the working directory may change meanwhile.
+    removal: Removal,
     /// Open for as long as the lock is to be held.
     file: File,
 }
@@ -53,14 +54,14 @@ impl PidFile {
                     Reason(&reason)
                 )));
             }
+            // Its last owner may have removed it between our opening and our locking it.
+            let Some(stat) = stat_if_at(&file, &absolute) else {
+                continue;
+            };
             let pidfile = Self {
-                path: absolute.clone(),
+                removal: Removal::new(Leftover::new(absolute.clone(), &stat, false)),
                 file,
             };
-            // Its last owner may have removed it between our opening and our locking it.
-            if !pidfile.is_ours() {
-                continue;
-            }
             return match pidfile.fill() {
                 Ok(()) => Ok(pidfile),
                 Err(error) => Err(failed(format!(
@@ -76,21 +77,23 @@ impl PidFile {
         (&self.file).write_all(format!("{}\n", std::process::id()).as_bytes())
     }
 
-    /// Whether the path still leads to the file that we locked.
-    fn is_ours(&self) -> bool {
-        match (self.file.metadata(), self.path.metadata()) {
-            (Ok(ours), Ok(there)) => ours.dev() == there.dev() && ours.ino() == there.ino(),
-            _ => false,
-        }
+    /// What removes it.
+    pub fn removal(&mut self) -> &mut Removal {
+        &mut self.removal
     }
+}
+
+/// What kind of file it is, if `path` still leads to it.
+fn stat_if_at(file: &File, path: &Path) -> Option<Metadata> {
+    let (ours, there) = (file.metadata().ok()?, path.metadata().ok()?);
+    (ours.dev() == there.dev() && ours.ino() == there.ino()).then_some(ours)
 }
 
 impl Drop for PidFile {
     fn drop(&mut self) {
-        if self.is_ours()
-            && let Err(error) = std::fs::remove_file(&self.path)
-        {
-            tracing::warn!(path = %self.path.display(), %error, "cannot remove the pid file");
+        if let Err(error) = self.removal.carry_out() {
+            let path = self.removal.path().display();
+            tracing::warn!(%path, %error, "cannot remove the pid file");
         }
     }
 }

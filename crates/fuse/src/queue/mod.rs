@@ -96,7 +96,7 @@ pub(crate) async fn run(mut membership: Membership, device: SharedFd) {
         slots: Slots::default(),
         starved: RefCell::new(None),
         lonely_wakes: Cell::new(0),
-        scale: Scale::default(),
+        scale: Scale::new(index),
         ring: RingSide::default(),
         whereabouts: Whereabouts::default(),
         void: Cell::new(false),

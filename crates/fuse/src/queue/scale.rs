@@ -4,6 +4,8 @@
 //! Queue 0 decides, in passing, from what the queues count anyway; an idle export decides nothing.
 
 use std::cell::Cell;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -35,6 +37,7 @@ enum Phase {
 
 /// Queue 0's view of the load.
 pub(super) struct Scale {
+    statistics: Option<File>,
     requests: Cell<u32>,
     since: Cell<Option<Instant>>,
     served: Cell<u64>,
@@ -44,9 +47,13 @@ pub(super) struct Scale {
     not_before: Cell<Option<Instant>>,
 }
 
-impl Default for Scale {
-    fn default() -> Self {
+impl Scale {
+    /// For the queue `index`.
+    pub(super) fn new(index: usize) -> Self {
+        // Now, as a process that serves may open nothing any more.
+        let statistics = (index == 0).then(|| File::open("/proc/stat").ok());
         Self {
+            statistics: statistics.flatten(),
             requests: Cell::new(0),
             since: Cell::new(None),
             served: Cell::new(0),
@@ -70,8 +77,12 @@ struct Observed {
 
 /// Time that all CPUs of the machine have been idle for since it was started, in milliseconds.
 /// Source: proc_stat(5): the first line's fourth and fifth number, in 1/100 s.
-fn machine_idle() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/stat").ok()?;
+fn machine_idle(statistics: Option<&File>) -> Option<u64> {
+    /// The first line is ten numbers of 20 digits at most.
+    const FIRST_LINE: usize = 256;
+    let mut bytes = [0; FIRST_LINE];
+    let count = statistics?.read_at(&mut bytes, 0).ok()?;
+    let text = String::from_utf8_lossy(bytes.get(..count)?);
     let mut fields = text.lines().next()?.split_ascii_whitespace().skip(4);
     let idle: u64 = fields.next()?.parse().ok()?;
     let waiting: u64 = fields.next()?.parse().ok()?;
@@ -161,7 +172,8 @@ impl Queue {
                 Phase::Steady
             }
             Phase::Asking { idle } if saturated => {
-                let spare = machine_idle().map_or(0, |i| i.saturating_sub(idle));
+                let spare = machine_idle(self.scale.statistics.as_ref())
+                    .map_or(0, |i| i.saturating_sub(idle));
                 if u128::from(spare) * 100 >= u128::from(ROOM) * seen.length.as_millis() {
                     self.set_active(active + 1);
                     return Phase::Trying {
@@ -176,7 +188,8 @@ impl Queue {
             Phase::Steady => {
                 let may_try = scale.not_before.get().is_none_or(|t| now >= t);
                 if saturated && may_try && active < self.shared.most_active as u64 {
-                    return machine_idle().map_or(Phase::Steady, |idle| Phase::Asking { idle });
+                    return machine_idle(self.scale.statistics.as_ref())
+                        .map_or(Phase::Steady, |idle| Phase::Asking { idle });
                 }
                 // More than one thread's time is idle: one fewer does the same work.
                 if active > 1 && seen.idle > 130 {

@@ -21,6 +21,7 @@ pub(super) enum Name {
     NbdServer,
     Object,
     PidFile,
+    Sandbox,
     Trace,
     Version,
 }
@@ -60,6 +61,7 @@ const OURS: &[Spelling] = &[
     spelling("event-loop", Name::EventLoop, true),
     spelling("log", Name::Log, true),
     spelling("metrics", Name::Metrics, true),
+    spelling("sandbox", Name::Sandbox, true),
 ];
 
 /// An option as it stands on the command line.

@@ -88,6 +88,7 @@ The process
   --trace [enable=]PATTERN[,events=FILE][,file=FILE]
                                      say more about one part of the program; `--trace help` lists them
   --event-loop auto|io_uring|epoll   what to wait for events with (auto: io_uring where the kernel allows it)
+  --sandbox on|off                   give up what serving does not take; with a monitor, only what its clients cannot ask for
   -h, --help                         show this and end
   -V, --version                      show the version and end
 

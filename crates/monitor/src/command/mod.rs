@@ -52,6 +52,9 @@ pub enum Directive {
     Metrics(String),
     /// `--event-loop`, not known to QEMU: what every event loop stands on. The last one counts, wherever it stands.
     EventLoop(EventLoop),
+    /// `--sandbox`, not known to QEMU: whether the process gives up what it does not need. The last one counts, wherever it
+    /// stands.
+    Sandbox(bool),
 }
 
 /// An option whose arguments may be in a file.
@@ -170,7 +173,13 @@ fn interpret(option: &Occurrence) -> Result<Directive, Error> {
         Name::Version => Ok(Directive::Version),
         Name::Log => Ok(Directive::Log(argument.to_owned())),
         Name::Metrics => Ok(Directive::Metrics(argument.to_owned())),
-        Name::EventLoop => read_event_loop(argument).map(Directive::EventLoop),
+        Name::EventLoop => {
+            read_word("event-loop", argument, EventLoop::WORDS).map(Directive::EventLoop)
+        }
+        Name::Sandbox => {
+            let words = &[("on", true), ("off", false)];
+            read_word("sandbox", argument, words).map(Directive::Sandbox)
+        }
         Name::Chardev => Ok(match chardev::Request::parse(argument)? {
             chardev::Request::Chardev(options) => Directive::Chardev(options),
             chardev::Request::Help => Directive::Help(HelpTopic::Chardevs),
@@ -211,14 +220,15 @@ pub fn read_file(option: FileOption, text: &str) -> Result<Vec<Directive>, Error
     arguments.into_iter().map(read).collect()
 }
 
-fn read_event_loop(word: &str) -> Result<EventLoop, Error> {
-    let known = EventLoop::WORDS.iter().find(|(known, _)| *known == word);
+/// What the one of `words` stands for that the argument of `--name` is.
+fn read_word<T: Copy>(name: &str, word: &str, words: &[(&str, T)]) -> Result<T, Error> {
+    let known = words.iter().find(|(known, _)| *known == word);
     known
-        .map(|(_, event_loop)| *event_loop)
+        .map(|(_, value)| *value)
         .ok_or_else(|| Error::BadValue {
-            name: "event-loop".to_owned(),
+            name: name.to_owned(),
             value: word.to_owned(),
-            nearest: suggest::nearest(word, EventLoop::WORDS.iter().map(|(known, _)| *known)),
+            nearest: suggest::nearest(word, words.iter().map(|(known, _)| *known)),
         })
 }
 

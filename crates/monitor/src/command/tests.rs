@@ -109,6 +109,10 @@ fn errors_repeat_the_words_of_the_user() {
         format!("--blockdev=null-co,foo=1: {unexpected}")
     );
     assert_eq!(
+        message(&["--sandbox", "offf"]),
+        "--sandbox offf: Parameter 'sandbox' does not accept value 'offf' (did you mean 'off'?)"
+    );
+    assert_eq!(
         message(&["--event-loop", "epol"]),
         "--event-loop epol: Parameter 'event-loop' does not accept value 'epol' (did you mean 'epoll'?)"
     );

@@ -15,7 +15,7 @@ In general:
 * The greeting and `query-version` say 10.0.0, with `diskfuse` and its version as the package: clients that decide by the version
   ask for nothing newer than what is here.
 * Messages have QEMU's wording; a hint may follow in parentheses. The error classes are QEMU's.
-* `--blockdev`, `--object` and `--export` also take `@FILE`, a file with JSON objects; `--log` and `--event-loop` are ours.
+* `--blockdev`, `--object` and `--export` also take `@FILE`, a file with JSON objects; `--log`, `--event-loop` and `--sandbox` are ours.
 * An export is mounted as `fuse.diskfuse`.
 * Jobs put no nodes into the graph that others can see. Dirty bitmaps are kept in memory.
 * A file named `/dev/fdset/N` is a descriptor that a client has handed over with `add-fd`. It is opened with the access of the node:
@@ -26,7 +26,7 @@ In general:
 /// What stands below them.
 pub const ONLY_HERE: &str = "\
 * The members and words that the tables name as only here.
-* Options of the command line: `--log`, `--event-loop`, and `@FILE` as an argument.
+* Options of the command line: `--log`, `--event-loop`, `--sandbox`, and `@FILE` as an argument.
 ";
 
 const FILTER: &str = "accepted; the job has no node of its own, so none of this name appears";

@@ -118,6 +118,11 @@ impl Monitors {
         Ok(())
     }
 
+    /// Whether there is a chardev, and so somebody who may name files and sockets.
+    pub fn are_there(&self) -> bool {
+        !self.inner.chardevs.lock().is_empty()
+    }
+
     /// Serves the clients of a chardev from now on.
     pub fn add_monitor(&self, options: &MonitorOptions) -> Result<()> {
         let name = &options.chardev;

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_op
 
 use super::stream::Stream;
 use crate::error::{Error, Result};
+use crate::sandbox::{Leftover, Removal};
 
 /// How often whoever waits for a client looks whether it is still to wait.
 const TICK: Duration = Duration::from_millis(50);
@@ -26,35 +27,32 @@ const CONNECT: Duration = Duration::from_secs(10);
 
 /// A socket in the file system that this process has made. Dropping it removes the path, if it is still that socket.
 pub struct MadePath {
-    path: PathBuf,
-    identity: (u64, u64),
+    removal: Removal,
 }
 
 impl MadePath {
     fn of(path: &Path) -> Option<Self> {
         // The working directory may change.
         let path = std::path::absolute(path).ok()?;
-        let identity = identity(&path)?;
-        Some(Self { path, identity })
+        let stat = std::fs::symlink_metadata(&path).ok()?;
+        stat.file_type().is_socket().then(|| Self {
+            removal: Removal::new(Leftover::new(path, &stat, false)),
+        })
+    }
+
+    /// What removes it.
+    pub fn removal(&mut self) -> &mut Removal {
+        &mut self.removal
     }
 }
 
 impl Drop for MadePath {
     fn drop(&mut self) {
-        if identity(&self.path) == Some(self.identity)
-            && let Err(error) = std::fs::remove_file(&self.path)
-        {
-            tracing::debug!(%error, path = %self.path.display(), "cannot remove a socket");
+        if let Err(error) = self.removal.carry_out() {
+            let path = self.removal.path().display();
+            tracing::debug!(%error, %path, "cannot remove a socket");
         }
     }
-}
-
-fn identity(path: &Path) -> Option<(u64, u64)> {
-    let found = std::fs::symlink_metadata(path).ok()?;
-    found
-        .file_type()
-        .is_socket()
-        .then(|| (found.dev(), found.ino()))
 }
 
 /// A socket that is listened on.
