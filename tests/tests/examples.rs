@@ -44,6 +44,7 @@ fn the_examples_of_the_man_pages_work() {
         ("docs/man/diskfuse.1.md", 3),
         ("docs/man/diskfuse-qsd.1.md", 2),
         ("docs/man/diskfuse-formats.7.md", 3),
+        ("docs/man/mount.diskfuse.8.md", 1),
     ] {
         all_work(&Recipe::by_block(&page(name)), least);
     }

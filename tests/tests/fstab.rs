@@ -36,7 +36,7 @@ fn mount_all_shows_what_fstab_names_as_type_diskfuse() {
         bed.image("i", SIZE);
         let script = "cp i j; touch m
             cat >tab <<END
-$1/own/i $1/own/m diskfuse defaults,nofail,_netdev,x-systemd.automount,queues=2,uid=7,gid=8,mode=640,allow_other 0 0
+$1/own/i $1/own/m diskfuse defaults,nofail,_netdev,x-systemd.automount,queues=2,cpus=0:0,uid=7,gid=8,mode=640,allow_other 0 0
 $1/own/j $1/own/n diskfuse ro,noauto,transport=device 0 0
 END
             mount -a -T tab
