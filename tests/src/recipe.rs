@@ -1,20 +1,38 @@
 //! Examples of the documentation, run for real. A block marked `console` holds commands behind the prompts `$ ` (anybody) and
 //! `# ` (root), each with what it answers; `…` stands for anything. What stands in a comment `<!-- setup … -->` is run first.
 //! A recipe runs by `sh -e` in a folder of its own with the images of `tests/scripts/make-images`: as an ordinary user unless
-//! one of its prompts is root's.
+//! one of its prompts is root's. With `<!-- installed -->` in it, it runs where the program, its mount helpers and the service are
+//! installed, and `/etc`, `/usr` and `/srv` are its own; `tests/scripts/systemctl` stands there for systemd, which needs the whole machine.
 
 use std::fmt::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
+
+use tempfile::TempDir;
 
 use crate::bed::Bed;
 use crate::tool::{Output, Tool};
-use crate::user::User;
+use crate::user::{Account, User, installed};
 use crate::{binary, mounts, wait_until};
 
 const LIMIT: Duration = Duration::from_secs(50);
 /// Ends what a command prints. No tool prints it.
 const END: char = '\u{1e}';
+
+/// Makes a place as the package and systemd make it, goes to the recipe's folder and takes away what is left mounted at the end. `$1` is
+/// the unit, `$2` what stands for systemctl(1).
+const INSTALLATION: &str = r#"
+cp "$1" /usr/lib/systemd/system/
+cp "$2" /usr/bin/systemctl
+mkdir work
+cd work
+trap 'cd /; umount -R -l /srv' EXIT
+"#;
+
+/// The place goes with its last process, and nobody outside can see what is left there.
+const NOTHING_MOUNTED: &str = "if grep ' fuse.diskfuse ' /proc/self/mounts; then exit 8; fi";
 
 /// What is run as one.
 #[derive(Debug, Default)]
@@ -24,6 +42,31 @@ pub struct Recipe {
     setup: String,
     steps: Vec<Step>,
     is_for_root: bool,
+    needs_installation: bool,
+}
+
+/// What the recipes of a run have in common: the images, which each gets copies of, and the account of the ordinary user.
+pub struct Kitchen {
+    account: Arc<Account>,
+    images: TempDir,
+}
+
+impl Kitchen {
+    /// Makes the images, as the user.
+    #[track_caller]
+    pub fn new(bed: &Bed) -> Self {
+        let account = Arc::new(Account::create());
+        let images = tempfile::tempdir_in(bed.root()).expect("our own folder");
+        let user = User::of(&account, bed);
+        user.give(images.path());
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/make-images");
+        let script = std::fs::read_to_string(script).expect("our own script");
+        let tool = user.run(["sh", "-c", &script]);
+        tool.current_dir(images.path()).limit(LIMIT).run();
+        let readable = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(images.path(), readable).expect("our own folder");
+        Self { account, images }
+    }
 }
 
 /// A command, and what it is to print.
@@ -71,6 +114,7 @@ impl Recipe {
                         let _ = writeln!(recipe.setup, "{line}");
                     }
                 }
+                "<!-- installed -->" => recipe.needs_installation = true,
                 "```console" => recipe.read_block(lines.by_ref().take_while(|&line| line != "```")),
                 _ => {}
             }
@@ -104,53 +148,51 @@ impl Recipe {
 
     /// Runs it, and fails unless every command succeeds and answers what is written, and nothing is left mounted.
     #[track_caller]
-    pub fn run(&self, bed: &Bed) {
-        let output = if self.is_for_root {
+    pub fn run(&self, bed: &Bed, kitchen: &Kitchen) {
+        let script = self.script(kitchen);
+        let output = if self.needs_installation {
+            let helpers = ["mount.diskfuse", "mount.fuse.diskfuse"];
+            let script = format!("{INSTALLATION}{script}\n{NOTHING_MOUNTED}");
+            let unit = concat!(
+                env!("CARGO_MANIFEST_DIR"),
+                "/../packaging/systemd/diskfuse@.service"
+            );
+            let systemctl = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/systemctl");
+            let tool = installed(bed, &helpers, &script, [unit, systemctl]);
+            tool.limit(LIMIT).output()
+        } else if self.is_for_root {
             let folder = bed.path("work");
             std::fs::create_dir(&folder).expect("our own folder");
-            let tool = Tool::new("env").args(self.words(bed, binary::diskfuse()));
+            let tool = Tool::new("env").args(words(bed, binary::diskfuse(), script));
             tool.current_dir(folder).limit(LIMIT).output()
         } else {
-            let user = User::new(bed);
-            let words = self.words(bed, user.program());
-            let words = std::iter::once("env".to_owned()).chain(words);
-            let output = user.run(words).limit(LIMIT).output();
+            let user = User::of(&kitchen.account, bed);
+            let output = user.run(std::iter::once("env".to_owned()).chain(words(
+                bed,
+                user.program(),
+                script,
+            )));
+            let output = output.limit(LIMIT).output();
             if !output.status.success() {
                 mounts::sweep(bed.root());
             }
-            // He may only go when his daemons have gone.
-            self.await_end(bed);
             output
         };
         assert!(output.status.success(), "'{}': {output}", self.title);
         self.compare(&output);
-        self.await_end(bed);
-    }
-
-    #[track_caller]
-    fn await_end(&self, bed: &Bed) {
         let what = format!("'{}' has nothing mounted any more", self.title);
         let gone = || mounts::below(bed.root()).is_empty();
         wait_until(&what, Duration::from_secs(10), gone);
     }
 
-    /// The arguments of env(1) that run it in the current folder.
-    fn words(&self, bed: &Bed, program: &Path) -> Vec<String> {
-        let bin = bed.path("bin");
-        std::fs::create_dir(&bin).expect("our own folder");
-        std::os::unix::fs::symlink(program, bin.join("diskfuse")).expect("our own folder");
-        let make_images = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/make-images");
-        let make_images = std::fs::read_to_string(make_images).expect("our own script");
-        let mut script = format!("(\n{make_images}\n)\n{}\nexec 2>&1\n", self.setup);
+    /// What the shell is to run in the recipe's own folder.
+    fn script(&self, kitchen: &Kitchen) -> String {
+        let images = kitchen.images.path().display();
+        let mut script = format!("cp -R {images}/. .\n{}\nexec 2>&1\n", self.setup);
         for step in &self.steps {
             let _ = write!(script, "printf '{END}\\n'\n{}\n", step.command);
         }
-        let path = format!(
-            "PATH={}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
-            bin.display()
-        );
-        let words = [path.as_str(), "sh", "-e", "-c", &script];
-        words.into_iter().map(str::to_owned).collect()
+        script
     }
 
     #[track_caller]
@@ -171,6 +213,17 @@ impl Recipe {
     }
 }
 
+/// The arguments of env(1) that run a script in the current folder, with the program in the PATH.
+fn words(bed: &Bed, program: &Path, script: String) -> Vec<String> {
+    let bin = bed.path("bin");
+    std::fs::create_dir(&bin).expect("our own folder");
+    std::os::unix::fs::symlink(program, bin.join("diskfuse")).expect("our own folder");
+    let bin = bin.display();
+    let path = format!("PATH={bin}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin");
+    let words = [path.as_str(), "sh", "-e", "-c"].map(str::to_owned);
+    words.into_iter().chain([script]).collect()
+}
+
 /// Whether a line is what is expected, in which `…` stands for anything.
 fn is_like(line: &str, expected: &str) -> bool {
     let Some((first, rest)) = expected.split_once('…') else {
@@ -185,6 +238,8 @@ fn is_like(line: &str, expected: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::panic::AssertUnwindSafe;
+
     use super::*;
     use crate::bed::once;
 
@@ -202,17 +257,35 @@ mod tests {
     #[test]
     fn a_recipe_fails_when_a_command_does_or_answers_something_else() {
         let block = |lines: &str| Recipe::read(&format!("t\n```console\n{lines}\n```\n"));
-        for lines in [
-            "# false",
-            "# echo a\nb",
-            "# echo a\na\na",
-            "# echo \\\na\nb",
-        ] {
-            let recipe = block(lines);
-            let run = || once(|bed| recipe.run(bed));
-            assert!(std::panic::catch_unwind(run).is_err(), "{lines}");
-        }
-        once(|bed| block("# echo \\\na\na\n# id -u\n0").run(bed));
-        once(|bed| block("$ test $(id -u) != 0").run(bed));
+        once(|bed| {
+            let kitchen = Kitchen::new(bed);
+            let run = |lines| once(|bed| block(lines).run(bed, &kitchen));
+            for lines in [
+                "# false",
+                "# echo a\nb",
+                "# echo a\na\na",
+                "# echo \\\na\nb",
+                "$ false",
+            ] {
+                assert!(
+                    std::panic::catch_unwind(AssertUnwindSafe(|| run(lines))).is_err(),
+                    "{lines}"
+                );
+            }
+            run("# echo \\\na\na\n# id -u\n0");
+            run("$ test $(id -u) != 0");
+        });
+    }
+
+    #[test]
+    fn what_an_installed_recipe_leaves_mounted_is_a_failure_and_gone() {
+        let page = |lines: &str| format!("t\n<!-- installed -->\n```console\n{lines}\n```\n");
+        once(|bed| {
+            let kitchen = Kitchen::new(bed);
+            let run = |lines| once(|bed| Recipe::read(&page(lines)).run(bed, &kitchen));
+            let mount = "# cp vm.img /srv/i\n# mount -t diskfuse /srv/i /srv/m\n# test -s /srv/m";
+            assert!(std::panic::catch_unwind(AssertUnwindSafe(|| run(mount))).is_err());
+            run(&format!("{mount}\n# diskfuse umount /srv/m"));
+        });
     }
 }

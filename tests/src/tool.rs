@@ -4,11 +4,14 @@ use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{Read, Seek};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+
+use crate::terminal::Terminal;
 
 /// How long a tool may take unless the test says otherwise.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -44,6 +47,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("socat", "socat"),
     ("curl", "curl"),
     ("script", "bsdutils"),
+    ("setsid", "util-linux"),
     ("swtpm", "swtpm"),
     ("swtpm_ioctl", "swtpm-tools"),
     ("tpm2_nvdefine", "tpm2-tools"),
@@ -55,6 +59,8 @@ const PACKAGES: &[(&str, &str)] = &[
 pub struct Tool {
     command: Command,
     limit: Duration,
+    /// What it has as its standard streams.
+    terminal: Option<OwnedFd>,
 }
 
 /// What an ended program left.
@@ -89,7 +95,16 @@ impl Tool {
         Self {
             command,
             limit: LIMIT,
+            terminal: None,
         }
+    }
+
+    /// Runs the program `name` on a terminal, which is its controlling one.
+    pub fn on_terminal(terminal: &Terminal, name: impl AsRef<OsStr>) -> Self {
+        let mut tool = Self::new("setsid").args(["--ctty".as_ref(), name.as_ref()]);
+        tool.command.env("TERM", "xterm");
+        tool.terminal = Some(terminal.inside());
+        tool
     }
 
     /// One more argument.
@@ -148,13 +163,20 @@ impl Tool {
         // Files, because a daemon that the program leaves behind would keep a pipe open.
         let file = || tempfile::tempfile().expect("a temporary file");
         let (stdout, stderr) = (file(), file());
-        let child = self
-            .command
-            .stdin(Stdio::null())
-            .stdout(stdout.try_clone().unwrap())
-            .stderr(stderr.try_clone().unwrap())
-            .process_group(0)
-            .spawn();
+        let command = &mut self.command;
+        match self.terminal {
+            None => command
+                .stdin(Stdio::null())
+                .stdout(stdout.try_clone().unwrap())
+                .stderr(stderr.try_clone().unwrap())
+                .process_group(0),
+            // It makes a session of its own, and with it a group.
+            Some(terminal) => command
+                .stdin(terminal.try_clone().unwrap())
+                .stdout(terminal.try_clone().unwrap())
+                .stderr(terminal),
+        };
+        let child = command.spawn();
         let child = child.unwrap_or_else(|error| {
             let name = self.command.get_program().to_string_lossy();
             let package = PACKAGES.iter().find(|(tool, _)| *tool == name);

@@ -1,20 +1,28 @@
-//! An ordinary user, made for a test and gone with it, and places where the machine looks different to those who are in them:
+//! An ordinary user, made for a test or some and gone with them, and places where the machine looks different to those who are in them:
 //! a mount namespace with other device nodes, configuration files and programs, which nobody outside sees.
 
 use std::ffi::OsStr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::bed::Bed;
 use crate::raw_io::pattern;
 use crate::tool::Tool;
 use crate::{binary, wait_until};
 
-/// A user of the system. Dropping it removes him.
-pub struct User {
+/// A name and a number in the system's lists. Dropping it removes them.
+pub struct Account {
     name: String,
+    /// The user's number, which is also that of his only group.
+    id: u32,
+}
+
+/// An ordinary user with a home in a test's folder.
+pub struct User {
+    #[expect(dead_code, reason = "it goes with the last who has it")]
+    account: Arc<Account>,
     /// His number, which is also that of his only group.
     pub id: u32,
     home: PathBuf,
@@ -35,10 +43,10 @@ fn change_users(tool: impl Fn() -> Tool) {
     );
 }
 
-impl User {
-    /// A new user with a home in the test's folder and nothing else. Root opens `/dev/fuse` to all, as udev's rule has it.
+impl Account {
+    /// A new one. Root opens `/dev/fuse` to all, as udev's rule has it.
     #[track_caller]
-    pub fn new(bed: &Bed) -> Self {
+    pub fn create() -> Self {
         let all = std::fs::Permissions::from_mode(0o666);
         std::fs::set_permissions("/dev/fuse", all).expect("root, and a kernel with FUSE");
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -49,14 +57,40 @@ impl User {
         });
         let said = Tool::new("id").args(["-u", &name]).run().stdout;
         let id = said.trim().parse().expect("a number");
-        let home = bed.path(&name);
-        let program = bed.path(&format!("{name}-program"));
+        Self { name, id }
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        let remove = || change_users(|| Tool::new("userdel").arg(&self.name));
+        let removed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(remove));
+        if removed.is_err() {
+            eprintln!("the user '{}' is left behind", self.name);
+        }
+    }
+}
+
+impl User {
+    /// A new user with an account of his own, a home in the test's folder and nothing else.
+    #[track_caller]
+    pub fn new(bed: &Bed) -> Self {
+        Self::of(&Arc::new(Account::create()), bed)
+    }
+
+    /// The same with an account that he may have had in other tests' folders before.
+    #[track_caller]
+    pub fn of(account: &Arc<Account>, bed: &Bed) -> Self {
+        let home = bed.path(&account.name);
+        let program = bed.path(&format!("{}-program", account.name));
         // By another process: a descriptor of ours that is open for writing would live on in what other tests start, and
-        // nobody can start a file that is.
-        Tool::new("cp").arg(binary::diskfuse()).arg(&program).run();
+        // nobody can start a file that is. Where it can be, it is the same file by another name, as it is large.
+        let copy = r#"cp --link "$1" "$2" 2>/dev/null || cp "$1" "$2""#;
+        let tool = Tool::new("sh").args(["-c", copy, "sh"]);
+        tool.arg(binary::diskfuse()).arg(&program).run();
         let user = Self {
-            name,
-            id,
+            account: Arc::clone(account),
+            id: account.id,
             home,
             program,
         };
@@ -131,16 +165,6 @@ impl User {
     }
 }
 
-impl Drop for User {
-    fn drop(&mut self) {
-        let remove = || change_users(|| Tool::new("userdel").arg(&self.name));
-        let removed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(remove));
-        if removed.is_err() {
-            eprintln!("the user '{}' is left behind", self.name);
-        }
-    }
-}
-
 /// Runs a shell script as root in a mount namespace of its own, in the test's folder, with `arguments` as `$1` and so on.
 /// What it mounts nobody else sees, and it is gone with the last process in there. A file system in memory is mounted on
 /// `own` in the test's folder, with room for device nodes.
@@ -162,4 +186,28 @@ pub fn elsewhere<A: AsRef<OsStr>>(
     let tool = Tool::new("unshare").args(["--mount", "--propagation", "private"]);
     let tool = tool.args(["sh", "-eu", "-c", &script, "sh"]);
     tool.args(arguments).current_dir(bed.root())
+}
+
+/// The same where the program is installed as `/usr/bin/diskfuse` and can be called by these names in `/usr/sbin`. What the script
+/// changes in `/etc`, `/usr` and `/srv` nobody else sees; it must take away what it mounts there, or its daemons keep the place.
+pub fn installed<A: AsRef<OsStr>>(
+    bed: &Bed,
+    helpers: &[&str],
+    script: &str,
+    arguments: impl IntoIterator<Item = A>,
+) -> Tool {
+    let program = binary::diskfuse().display();
+    let helpers = helpers.join(" ");
+    let script = format!(
+        "for folder in etc usr; do
+            mkdir -p own/upper/$folder own/work/$folder
+            mount -t overlay none -o lowerdir=/$folder,upperdir=own/upper/$folder,workdir=own/work/$folder /$folder
+        done
+        mount -t tmpfs srv /srv
+        ln -s {program} /usr/bin/diskfuse
+        for name in {helpers}; do ln -s ../bin/diskfuse /usr/sbin/$name; done
+        PATH=/usr/sbin:/usr/bin:/sbin:/bin; export PATH; unset XDG_RUNTIME_DIR
+        {script}"
+    );
+    elsewhere(bed, &script, arguments)
 }

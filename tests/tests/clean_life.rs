@@ -245,6 +245,27 @@ fn the_service_manager_hears_of_readiness_life_and_end() {
 }
 
 #[test]
+fn the_manager_never_hears_that_what_failed_is_ready() {
+    once(|bed| {
+        let image = bed.image("i", SIZE);
+        let manager = Manager::new(&bed.path("notify"));
+        let notify = format!("NOTIFY_SOCKET={}", bed.path("notify").display());
+        let tool = Tool::new("env").arg(notify).arg(diskfuse_e2e::diskfuse());
+        // Refused when the daemon is there already and the image is open.
+        let tool = tool.args(["mount", "-f", "--mode", "640"]);
+        let output = tool.arg(&image).arg(bed.path("m")).output();
+        output.refused(1, &["allow-other"]);
+        manager.0.set_nonblocking(true).unwrap();
+        let mut words = [0; 4096];
+        while let Ok(count) = manager.0.recv(&mut words) {
+            let said = String::from_utf8_lossy(&words[..count]);
+            assert!(!said.contains("READY"), "{said}");
+        }
+        std::fs::remove_file(bed.path("notify")).unwrap();
+    });
+}
+
+#[test]
 fn in_the_background_the_manager_hears_of_the_daemon() {
     once(|bed| {
         let image = bed.image("i", SIZE);

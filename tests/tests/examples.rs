@@ -6,8 +6,12 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::time::Duration;
 
-use diskfuse_e2e::{LoopDevice, Recipe, Tool, diskfuse, once};
+use diskfuse_e2e::{Kitchen, LoopDevice, Recipe, Tool, diskfuse, once, once_within};
+
+/// How long all recipes of a page may take together; each has a limit of its own.
+const LIMIT: Duration = Duration::from_secs(600);
 
 fn page(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(name);
@@ -17,11 +21,16 @@ fn page(name: &str) -> String {
 /// Runs all of them, at least `least`, and then says which have failed.
 fn all_work(recipes: &[Recipe], least: usize) {
     assert!(recipes.len() >= least, "only {} are found", recipes.len());
-    let works =
-        |recipe: &Recipe| catch_unwind(AssertUnwindSafe(|| once(|bed| recipe.run(bed)))).is_ok();
-    let failed = recipes.iter().filter(|recipe| !works(recipe));
-    let failed: Vec<&str> = failed.map(|recipe| recipe.title.trim()).collect();
-    assert!(failed.is_empty(), "these do not work: {failed:#?}");
+    once_within(LIMIT, |bed| {
+        let kitchen = Kitchen::new(bed);
+        let works = |recipe: &&Recipe| {
+            let run = || once(|bed| recipe.run(bed, &kitchen));
+            catch_unwind(AssertUnwindSafe(run)).is_ok()
+        };
+        let failed = recipes.iter().filter(|recipe| !works(recipe));
+        let failed: Vec<&str> = failed.map(|recipe| recipe.title.trim()).collect();
+        assert!(failed.is_empty(), "these do not work: {failed:#?}");
+    });
 }
 
 #[test]
@@ -35,6 +44,7 @@ fn the_examples_of_the_man_pages_work() {
         ("docs/man/diskfuse.1.md", 3),
         ("docs/man/diskfuse-qsd.1.md", 2),
         ("docs/man/diskfuse-formats.7.md", 3),
+        ("docs/man/mount.diskfuse.8.md", 1),
     ] {
         all_work(&Recipe::by_block(&page(name)), least);
     }

@@ -420,14 +420,22 @@ fn info_of_a_mountpoint_tells_the_image_and_who_shows_it() {
             text.contains(&format!("    process: {}\n", daemon.pid())),
             "{text}"
         );
-        let json = bed.tool(["info", "--json"]).arg(daemon.file()).run().stdout;
-        let said: Value = serde_json::from_str(&json).unwrap();
-        assert_eq!(said["images"][0]["format"], "qcow2");
-        assert_eq!(said["export"]["pid"], daemon.pid());
-        assert_eq!(said["export"]["writable"], true);
+        // As of the image, and one thing more.
+        let told = |words: &[&str], path| {
+            let json = bed.tool(words).arg(path).run().stdout;
+            serde_json::from_str::<Value>(&json).unwrap()
+        };
+        let mut said = told(&["info", "--json"], daemon.file());
+        let chain = told(&["info", "--json", "--chain"], daemon.file());
+        let export = said.as_object_mut().unwrap().remove("export").unwrap();
+        assert_eq!(said, told(&["info", "--json", "-U"], &image));
+        assert_eq!(chain[0]["export"]["id"], export["id"]);
+        assert_eq!(chain[0]["filename"], said["filename"]);
+        assert_eq!(export["pid"], daemon.pid());
+        assert_eq!(export["writable"], true);
         assert!(
-            said["export"]["per_queue"][0]["requests"]["read"]["sum_ns"].is_u64(),
-            "{json}"
+            export["per_queue"][0]["requests"]["read"]["sum_ns"].is_u64(),
+            "{export}"
         );
         // The daemon goes on writing, and holds its locks as before.
         daemon.open().write_all(&[7; 4096]).unwrap();
@@ -454,6 +462,9 @@ fn info_of_a_mountpoint_tells_the_image_and_who_shows_it() {
         await_listed(bed, over.file());
         let text = bed.tool(["info"]).arg(&raw).run().stdout;
         assert!(text.contains("hidden by what is mounted over it"), "{text}");
+        let json = bed.tool(["info", "--json"]).arg(&raw).run().stdout;
+        let said: Value = serde_json::from_str(&json).unwrap();
+        assert!(said["image-unknown"].is_string() && said["export"].is_object());
         over.stop();
     });
 }

@@ -319,7 +319,8 @@ impl Daemon {
     /// Serves until the lifetime is over; then everything is drained, flushed, unmounted and closed. The error is the
     /// first thing that went wrong on the way out.
     pub fn run(&mut self, attendant: &mut dyn Attendant) -> Result<()> {
-        if !self.is_over() {
+        // One that comes here only to be ended, because it could not be set up, was never ready.
+        if !self.ending && !self.is_over() {
             self.manager.ready(&self.summary());
         }
         let mut beat = Instant::now();

@@ -1,7 +1,8 @@
 //! The command line that mount(8) uses, by which an image stands in `/etc/fstab`: as `mount.diskfuse` (type `diskfuse`), as
 //! `mount.fuse.diskfuse`, or by way of libfuse's `mount.fuse3` (type `fuse.diskfuse`), which says
 //! `diskfuse IMAGE MOUNTPOINT -o OPTIONS`. It becomes the command line of `diskfuse mount`, whose options all can be written
-//! here; it must never mean anything that cannot be said there.
+//! here; it must never mean anything that cannot be said there. A comma ends an option of mount(8), so where a list is wanted a
+//! colon stands for it.
 //!
 //! Source: mount(8), "External helpers" and "Exit status"; mount.fuse3(8).
 
@@ -60,6 +61,9 @@ const OF_OTHERS: [&str; 30] = [
 
 /// Options of `diskfuse mount` that a mount of mount(8)'s cannot have, or that are said by `rw`.
 const NOT_HERE: [&str; 4] = ["writable", "foreground", "help", "version"];
+
+/// Options whose value is a list, in which a colon parts what a comma parts on the command line.
+const LISTS: [&str; 1] = ["cpus"];
 
 /// Whether mount(8) or mount.fuse3 has called us, by `name`, with these arguments.
 pub fn is_meant(name: &OsStr, arguments: &[OsString]) -> bool {
@@ -202,7 +206,12 @@ fn word_of(option: &[u8]) -> Result<Option<OsString>, String> {
     match (takes_value, value) {
         (true, Some(value)) => {
             word.push(b'=');
-            word.extend_from_slice(value);
+            let is_list = LISTS.contains(&long.as_str());
+            let parted = |&byte: &u8| match byte {
+                b':' if is_list => b',',
+                byte => byte,
+            };
+            word.extend(value.iter().map(parted));
         }
         (false, None) => {}
         (true, None) => return Err(format!("option '{key}' needs a value: {key}=…")),
@@ -284,6 +293,15 @@ mod tests {
             read_only
         );
         assert!(translate(words(&["/i", "/m", "-vf"])).unwrap().fake);
+    }
+
+    #[test]
+    fn a_colon_parts_the_items_of_a_list_and_nothing_else() {
+        let line = |options| line(&["/i:j", "/m:n", "-o", options]).unwrap();
+        assert!(line("cpus=0:2-3").contains(&"--cpus=0,2-3".to_owned()));
+        let others = line("metrics=127.0.0.1:9100");
+        assert!(others.contains(&"--metrics=127.0.0.1:9100".to_owned()));
+        assert_eq!(others[others.len() - 2..], ["/i:j", "/m:n"]);
     }
 
     #[test]

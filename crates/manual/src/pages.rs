@@ -14,7 +14,7 @@ use crate::markdown::to_roff;
 const OF_THE_PROGRAM: &str = include_str!("../../../docs/man/diskfuse.1.md");
 
 /// Pages that are written as a whole: name, section, text.
-const WRITTEN: [(&str, &str, &str); 2] = [
+const WRITTEN: [(&str, &str, &str); 3] = [
     (
         "diskfuse-qsd",
         "1",
@@ -25,7 +25,15 @@ const WRITTEN: [(&str, &str, &str); 2] = [
         "7",
         include_str!("../../../docs/man/diskfuse-formats.7.md"),
     ),
+    (
+        "mount.diskfuse",
+        "8",
+        include_str!("../../../docs/man/mount.diskfuse.8.md"),
+    ),
 ];
+
+/// Further names of pages: name, section, and the page that is shown by it.
+const NAMES: [(&str, &str, &str); 1] = [("mount.fuse.diskfuse", "8", "mount.diskfuse")];
 
 const EXIT_STATUS: &str = "## EXIT STATUS\n\n0 when it is done, 1 when it failed (a message says why), 2 when the command line is wrong.\n";
 
@@ -39,6 +47,11 @@ pub fn write(folder: &Path) -> Result<(), Box<dyn Error>> {
         let mut page = title(name, section).into_bytes();
         to_roff(text)?.to_writer(&mut page)?;
         std::fs::write(folder.join(format!("{name}.{section}")), page)?;
+    }
+    for (name, section, shown) in NAMES {
+        // A copy: a link or a request for the other file would break where pages are compressed.
+        let shown = folder.join(format!("{shown}.{section}"));
+        std::fs::copy(shown, folder.join(format!("{name}.{section}")))?;
     }
     Ok(())
 }

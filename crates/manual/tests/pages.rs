@@ -61,6 +61,7 @@ fn every_command_has_a_page_with_its_examples() {
         "diskfuse-convert.1",
         "diskfuse-qsd.1",
         "diskfuse-formats.7",
+        "mount.diskfuse.8",
     ] {
         let page = pages.iter().find(|page| page.ends_with(name));
         let text = std::fs::read_to_string(page.unwrap_or_else(|| panic!("no {name}"))).unwrap();

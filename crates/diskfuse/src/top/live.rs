@@ -1,7 +1,9 @@
-//! The live view: a table that fills the terminal, keys to sort it and to leave. The terminal is given back as it was when the user
-//! leaves, on an error and on a panic; a signal that ends the process leaves it as it is (`reset` helps).
+//! The live view: a table that fills the terminal, keys to sort it and to leave. The terminal is given back as it was however the
+//! view ends: by a key, by a signal, on an error and on a panic. It must never go on when its terminal has gone.
 
-use std::sync::mpsc::{Receiver, TryRecvError};
+use std::io;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
+use std::thread;
 use std::time::Duration;
 
 use ratatui::Frame;
@@ -10,6 +12,8 @@ use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Modifier, Style};
 use ratatui::text::Line;
 use ratatui::widgets::{Cell, Paragraph, Row as TableRow, Table};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
 use super::News;
 use super::figures::{Order, Row, sort};
@@ -34,40 +38,90 @@ struct View {
     heard: bool,
 }
 
-/// Shows what comes over `news` until the user leaves.
+/// What the one who looks wants.
+enum Wish {
+    /// A key was pressed, or the terminal has another size.
+    Input(Event),
+    /// The terminal cannot be read any more.
+    Unreadable(io::Error),
+    /// A signal that ends the process.
+    End,
+}
+
+/// Shows what comes over `news` until the user leaves or a signal ends it.
 pub(super) fn run(news: &Receiver<News>, queues: bool) -> Result<()> {
     let failed = "Could not use the terminal (--batch needs none)";
+    // Before the terminal is changed: from here on a signal cannot end the process while it is.
+    let signals = Signals::new([SIGHUP, SIGINT, SIGTERM])
+        .map_err(Error::system("Could not set up signals"))?;
     let mut terminal = ratatui::try_init().map_err(Error::system(failed))?;
     let mut view = View {
         queues,
         ..View::default()
     };
-    let outcome = show(&mut terminal, &mut view, news);
-    ratatui::restore();
+    let outcome = wishes(signals).and_then(|wishes| show(&mut terminal, &mut view, news, &wishes));
+    // Both fail when the terminal has gone, and then there is nothing to restore and nobody to be told.
+    let restored = ratatui::try_restore().and_then(|()| terminal.show_cursor());
+    if restored.is_err() {
+        // It would try again, and panic when it cannot say that it failed.
+        std::mem::forget(terminal);
+    }
     outcome.map_err(Error::system(failed))
+}
+
+/// Listens to the keys and to the signals, each on a thread of its own: a terminal that has gone never lets go of its reader.
+fn wishes(mut signals: Signals) -> io::Result<Receiver<Wish>> {
+    let (sender, wishes) = channel();
+    let keys = sender.clone();
+    let named = |name: &str| thread::Builder::new().name(name.to_owned());
+    named("keys").spawn(move || read_keys(&keys))?;
+    named("signals").spawn(move || {
+        for _ in signals.forever() {
+            if sender.send(Wish::End).is_err() {
+                return;
+            }
+        }
+    })?;
+    Ok(wishes)
+}
+
+fn read_keys(wishes: &Sender<Wish>) {
+    loop {
+        let (wish, goes_on) = match event::read() {
+            Ok(event) => (Wish::Input(event), true),
+            Err(error) => (Wish::Unreadable(error), false),
+        };
+        if wishes.send(wish).is_err() || !goes_on {
+            return;
+        }
+    }
 }
 
 fn show(
     terminal: &mut ratatui::DefaultTerminal,
     view: &mut View,
     news: &Receiver<News>,
-) -> std::io::Result<()> {
+    wishes: &Receiver<Wish>,
+) -> io::Result<()> {
     let mut changed = true;
     loop {
         if changed {
             terminal.draw(|frame| view.draw(frame))?;
         }
         changed = false;
-        if event::poll(TICK)? {
-            match event::read()? {
-                Event::Key(key) if key.kind == KeyEventKind::Press => {
-                    if !view.pressed(key) {
-                        return Ok(());
-                    }
-                    changed = true;
+        match wishes.recv_timeout(TICK) {
+            Ok(Wish::Input(Event::Key(key))) if key.kind == KeyEventKind::Press => {
+                if !view.pressed(key) {
+                    return Ok(());
                 }
-                Event::Resize(..) => changed = true,
-                _ => {}
+                changed = true;
+            }
+            Ok(Wish::Input(Event::Resize(..))) => changed = true,
+            Ok(Wish::Input(_)) | Err(RecvTimeoutError::Timeout) => {}
+            Ok(Wish::Unreadable(error)) => return Err(error),
+            Ok(Wish::End) => return Ok(()),
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(io::Error::other("nobody reads the keys any more"));
             }
         }
         loop {
@@ -75,7 +129,7 @@ fn show(
                 Ok(news) => view.take(news),
                 Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Disconnected) => {
-                    return Err(std::io::Error::other("nobody asks the daemons any more"));
+                    return Err(io::Error::other("nobody asks the daemons any more"));
                 }
             }
             changed = true;

@@ -18,14 +18,19 @@ use crate::error::{Error, Plain, Result};
 use crate::images::text::bytes;
 use crate::output;
 
-/// What is said to programs.
+/// What is said to programs: what `info --json IMAGE` says of an image, so that whoever reads it need not know which of the two was
+/// asked for, and on the one that is shown by whom it is.
 #[derive(Serialize)]
-struct Shown<'s> {
-    images: &'s [ImageInfo],
-    /// Why there are no images.
+#[serde(rename_all = "kebab-case")]
+struct Said<'s> {
+    #[serde(flatten)]
+    image: Option<&'s ImageInfo>,
+    /// Why nothing is said of the image.
     #[serde(skip_serializing_if = "Option::is_none")]
-    images_unknown: Option<&'s str>,
-    export: &'s ExportStatus,
+    image_unknown: Option<&'s str>,
+    /// As `list --json` says it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    export: Option<&'s ExportStatus>,
 }
 
 /// The export at `path`; `None` if nothing of diskfuse is mounted there.
@@ -60,24 +65,40 @@ pub(super) fn find(path: &Path) -> Result<Option<ExportStatus>> {
 /// Says it.
 pub(super) fn run(arguments: &InfoArgs, export: &ExportStatus) -> Result<ExitCode> {
     let images = images(arguments, export);
-    let (images, unknown) = match &images {
-        Ok(images) => (images.as_slice(), None),
-        Err(why) => (&[][..], Some(why.as_str())),
-    };
     if arguments.json {
-        say_json(&Shown {
-            images,
-            images_unknown: unknown,
-            export,
-        })?;
+        let all = all(&images, export);
+        match all.as_slice() {
+            [one] if !arguments.chain => say_json(one)?,
+            all => say_json(&all)?,
+        }
         return Ok(ExitCode::SUCCESS);
     }
-    let about = match unknown {
-        None => texts(images),
-        Some(why) => format!("image: {why}\n"),
+    let about = match &images {
+        Ok(images) => texts(images),
+        Err(why) => format!("image: {why}\n"),
     };
     output::say(&format!("{about}{}", as_text(export)))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What is shown, then what lies below it.
+fn all<'s>(
+    images: &'s std::result::Result<Vec<ImageInfo>, String>,
+    export: &'s ExportStatus,
+) -> Vec<Said<'s>> {
+    let unknown = images.as_ref().err().map(String::as_str);
+    let mut images = images.iter().flatten();
+    let shown = Said {
+        image: images.next(),
+        image_unknown: unknown,
+        export: Some(export),
+    };
+    let below = images.map(|image| Said {
+        image: Some(image),
+        image_unknown: None,
+        export: None,
+    });
+    std::iter::once(shown).chain(below).collect()
 }
 
 /// The image, and with `--chain` those below it; or why that cannot be said.
