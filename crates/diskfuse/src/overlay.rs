@@ -64,6 +64,10 @@ pub async fn prepare(arguments: &MountArgs) -> Result<Option<Overlay>> {
                 "Could not find '{}'",
                 path.display()
             )))?;
+            // One that is missing is named by whoever opens it.
+            if base.metadata().is_ok_and(|stat| !stat.is_file()) {
+                return Err(Error::Refused(nobody_would_know(&path, &base)));
+            }
             let is_there = path.metadata().is_ok_and(|stat| stat.len() > 0);
             match is_there {
                 true => check(&path, &base).await?,
@@ -73,6 +77,18 @@ pub async fn prepare(arguments: &MountArgs) -> Result<Option<Overlay>> {
             Ok(Some(Overlay { path, is_kept }))
         }
     }
+}
+
+/// Why there are no kept overlays on block devices: neither their size nor a time says whether they were written, and a look at
+/// some sectors would miss most changes.
+fn nobody_would_know(path: &Path, base: &Path) -> String {
+    let (path, base) = (path.display(), base.display());
+    format!(
+        "'{base}' is no regular file, so nobody would know whether it was changed between two mounts, after which what the two show \
+         together makes no sense. If you see to it that it is not, put an overlay on it by yourself and mount that: \
+         `diskfuse create -f qcow2 -b '{base}' -F FORMAT '{path}'`, `diskfuse mount --writable '{path}'`. An overlay that is \
+         thrown away needs none of it: `--overlay`"
+    )
 }
 
 /// An overlay to be thrown away, in the first place that does.
@@ -183,11 +199,11 @@ async fn check(path: &Path, base: &Path) -> Result<()> {
     if note::fits(path, base, said.as_ref())? {
         return Ok(());
     }
-    Err(Error::Refused(why_not(path, base, said)))
+    Err(Error::Refused(why_not(path, base, said.as_ref())))
 }
 
 /// Why an overlay is not taken, and the ways out. Emptying it comes last, as what was written may be nowhere else.
-fn why_not(path: &Path, base: &Path, said: Option<Note>) -> String {
+fn why_not(path: &Path, base: &Path, said: Option<&Note>) -> String {
     let (shown, base) = (path.display(), base.display());
     match said {
         Some(Note::Commit) => format!(

@@ -41,6 +41,10 @@ pub enum Note {
 impl Note {
     fn of(base: &Path) -> std::io::Result<Self> {
         let stat = base.metadata()?;
+        if !stat.is_file() {
+            // The time of a device's node says nothing of what was written to the device.
+            return Err(std::io::ErrorKind::Unsupported.into());
+        }
         let (seconds, nanoseconds) = (stat.mtime(), stat.mtime_nsec());
         let text = format!("{} {seconds}.{nanoseconds:09}", stat.len());
         Ok(Self::Base(text))
@@ -104,11 +108,9 @@ pub fn renew(path: &Path, base: &Path) {
 /// One of the files cannot be looked at.
 pub fn fits(path: &Path, base: &Path, said: Option<&Note>) -> Result<bool> {
     let failed = |path: &Path| format!("Could not look at '{}'", path.display());
+    let now = Note::of(base).map_err(Error::system(failed(base)))?;
     match said {
-        Some(said) => {
-            let now = Note::of(base).map_err(Error::system(failed(base)))?;
-            Ok(*said == now)
-        }
+        Some(said) => Ok(*said == now),
         None => {
             let changed = |path: &Path| {
                 let time = path.metadata().and_then(|stat| stat.modified());
