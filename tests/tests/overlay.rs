@@ -7,7 +7,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use diskfuse_e2e::{Bed, Output, SmallFs, Tool, everywhere, once, pattern};
+use diskfuse_e2e::{Bed, LoopDevice, Output, SmallFs, Tool, everywhere, once, pattern};
 use rustix::io::Errno;
 
 const SIZE: usize = 4 << 20;
@@ -171,6 +171,36 @@ fn a_base_that_has_changed_or_is_another_is_refused() {
             .run();
         let whole = format!("--overlay={}", bed.path("whole").display());
         refused(bed, &[&whole], &["is a whole image, with no backing file"]);
+    });
+}
+
+#[test]
+fn on_a_block_device_no_overlay_is_kept_unseen() {
+    once(|bed| {
+        let device = LoopDevice::over(&bed.sparse("disk", SIZE as u64));
+        std::os::unix::fs::symlink(device.path(), bed.path("i")).unwrap();
+        let overlay = bed.path("o.qcow2");
+        let option = format!("--overlay={}", overlay.display());
+        refused(
+            bed,
+            &[&option],
+            &["is no regular file", "diskfuse create", "--overlay"],
+        );
+        // What it says works.
+        let place = format!("--overlay-dir={}", bed.root().display());
+        let daemon = bed.mount(device.path(), &["--overlay", &place]);
+        daemon.open().write_all_at(&[1; 4096], 0).unwrap();
+        daemon.stop();
+        let create = ["create", "-f", "qcow2", "-F", "raw", "-b"].map(Path::new);
+        let words = create.into_iter().chain([device.path(), &*overlay]);
+        let made = bed.diskfuse(words);
+        assert!(made.status.success(), "{made}");
+        let daemon = bed.mount(&overlay, &["--writable"]);
+        daemon.open().write_all_at(&[1; 4096], 0).unwrap();
+        daemon.stop();
+        let before = std::fs::read(&overlay).unwrap();
+        refused(bed, &[&option], &["is no regular file"]);
+        assert!(std::fs::read(&overlay).unwrap() == before);
     });
 }
 

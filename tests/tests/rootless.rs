@@ -369,6 +369,52 @@ fn path_without_fusermount3(user: &User) -> String {
 }
 
 #[test]
+fn nobody_keeps_a_user_without_a_runtime_folder_from_showing_a_disk() {
+    once(|bed| {
+        let user = User::new(bed);
+        user.image("i", SIZE);
+        assert!(!Path::new(&format!("/run/user/{}", user.id)).exists());
+        let trap = Trap(format!("/tmp/diskfuse-{}", user.id).into());
+        std::fs::create_dir(&trap.0).unwrap();
+        let program = user.program().to_str().unwrap();
+        let without = ["env", "-u", "XDG_RUNTIME_DIR", program];
+        let tool = user.run(without).args(["mount", "-w", "-f"]);
+        let tool = tool.args(bed.ground.words()).args(["i", "m"]);
+        let daemon = bed.start(tool, vec![user.path("m")]);
+        wait_until("it warns", SOON, || {
+            let said = daemon.said();
+            said.contains("XDG_RUNTIME_DIR") && said.contains("will not find this daemon")
+        });
+        let write = [
+            "dd",
+            "if=/dev/zero",
+            "of=m",
+            "bs=64k",
+            "count=1",
+            "conv=notrunc,fsync",
+        ];
+        user.run(write).run();
+        user.run(["fusermount3", "-u", "m"]).run();
+        assert!(daemon.ends().status().success());
+        let written = std::fs::read(user.path("i")).unwrap();
+        assert!(written[..64 << 10].iter().all(|&byte| byte == 0));
+        // Those who ask are told why they find nothing.
+        let list = user.run(without).arg("list").output();
+        list.refused(1, &["is not a folder that only this user may enter"]);
+        assert!(std::fs::read_dir(&trap.0).unwrap().next().is_none());
+    });
+}
+
+/// A folder where somebody else looks for his own.
+struct Trap(std::path::PathBuf);
+
+impl Drop for Trap {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+#[test]
 fn the_control_socket_is_for_its_user_only() {
     once(|bed| {
         use std::os::unix::fs::MetadataExt;

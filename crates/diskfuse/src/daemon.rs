@@ -281,11 +281,18 @@ impl Daemon {
         Ok(mountpoint)
     }
 
-    /// Begins to listen for `list` and `umount`. The requests are answered while [`Daemon::run`] runs.
-    pub fn listen(&self) -> Result<Server> {
+    /// Begins to listen for `list` and `umount`. The requests are answered while [`Daemon::run`] runs. `None`, with a warning, if
+    /// that cannot be: disks are shown all the same, as others may be able to bring that about (in `/tmp`).
+    pub fn listen(&self) -> Option<Server> {
         let ask = self.asker();
         let handler: Arc<Handler> = Arc::new(move |request| ask(request).recv().ok());
-        Server::start(&control::folder(), handler)
+        let server = Server::start(&control::folder(), handler);
+        let warn = |error: &Error| {
+            tracing::warn!(
+                "{error}; `diskfuse list` and `diskfuse umount` will not find this daemon"
+            );
+        };
+        server.inspect_err(warn).ok()
     }
 
     /// How other threads ask what a client of the control socket asks. The answer comes from [`Daemon::run`]; a channel without a

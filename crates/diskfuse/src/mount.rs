@@ -21,6 +21,7 @@ use diskfuse_ring::{Choice, Config, IoThread, Polling, Ring};
 
 use crate::background::{self, Role};
 use crate::cli::{self, MountArgs};
+use crate::control::server::Server;
 use crate::daemon::{Daemon, Lifetime, NewExport, Nobody, own_threads};
 use crate::directory::{self, Directory};
 use crate::error::{Error, Result};
@@ -70,14 +71,18 @@ pub fn run(arguments: &MountArgs) -> Result<ExitCode> {
             news = format!("{news}{}\n", mountpoint.display());
         }
     }
-    let mut control = daemon.listen()?;
+    let mut control = daemon.listen();
     let mut metrics = metrics
         .map(|metrics| metrics.serve(daemon.asker()))
         .transpose()?;
     let helper = match arguments.sandbox {
         cli::Sandbox::On => {
             let removals = metrics.as_mut().and_then(Served::removal);
-            let removals = std::iter::once(control.removal()).chain(removals);
+            let removals = control
+                .as_mut()
+                .map(Server::removal)
+                .into_iter()
+                .chain(removals);
             let removals = removals.chain(made.as_mut().map(MadeFile::removal));
             Some(sandbox::seal(&mut daemon, removals)?)
         }

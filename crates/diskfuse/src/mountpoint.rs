@@ -5,10 +5,11 @@
 use std::fs::{DirBuilder, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
+use diskfuse_fuse::{FS_TYPE, MountEntry};
 use diskfuse_ring::Reason;
 
 use crate::error::{Error, Result};
@@ -17,24 +18,87 @@ use crate::sandbox::{Leftover, Removal};
 /// How long a file may take to say whether somebody still shows it.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// How long it may take to find out whether a file is one of ours: the disk below it may have to spin up, or a server to answer.
+const SLOW: Duration = Duration::from_secs(60);
+
 /// Takes a dead mount of ours away from `path`; true if there was one. Nothing else is ever touched.
 ///
 /// # Errors
-/// The mount cannot be taken away, or its daemon is there and does not answer.
+/// The mount cannot be taken away, or its daemon is there and does not answer; nor does the file system that `path` is on.
 pub fn heal(path: &Path) -> Result<bool> {
-    let (sender, outcome) = channel();
-    let mount = path.to_owned();
-    // A look at a file whose daemon is stopped takes until that goes on; so another thread looks.
-    std::thread::Builder::new()
-        .name("heal".to_owned())
-        .spawn(move || sender.send(diskfuse_fuse::heal(&mount)))
-        .map_err(Error::system("Could not start a thread"))?;
-    match outcome.recv_timeout(PATIENCE) {
-        Ok(outcome) => Ok(outcome?),
-        Err(_) => Err(Error::Refused(format!(
-            "'{}' does not answer: the daemon that shows it is stopped, or stuck",
-            path.display()
-        ))),
+    // As it was typed, as nothing that may be stuck is to be asked yet.
+    let typed = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let in_ours = is_there(|there| typed.starts_with(there));
+    let looks = Looks {
+        patience: PATIENCE,
+        slow: if in_ours { PATIENCE } else { SLOW },
+        in_ours,
+    };
+    let (found, dead) = (path.to_owned(), path.to_owned());
+    looks.heal(
+        path,
+        move || diskfuse_fuse::absolute(&found).is_ok_and(|path| is_there(|there| path == *there)),
+        move || diskfuse_fuse::heal(&dead),
+    )
+}
+
+/// Whether there is a mount of ours at such a place.
+fn is_there(place: impl Fn(&PathBuf) -> bool) -> bool {
+    let ours = |mount: &MountEntry| mount.fs_type == FS_TYPE && place(&mount.mountpoint);
+    diskfuse_fuse::mounts().is_ok_and(|all| all.iter().any(ours))
+}
+
+/// How long it is waited for what is looked at.
+struct Looks {
+    /// For a daemon of ours.
+    patience: Duration,
+    /// For whatever else the path leads through.
+    slow: Duration,
+    /// The path leads through a mount of ours, if to none.
+    in_ours: bool,
+}
+
+impl Looks {
+    /// Looks by `is_ours` whether the path is a mount of ours, and if so calls `take_away`. Both may be stuck, so another thread
+    /// does it.
+    fn heal(
+        self,
+        path: &Path,
+        is_ours: impl FnOnce() -> bool + Send + 'static,
+        take_away: impl FnOnce() -> diskfuse_fuse::Result<bool> + Send + 'static,
+    ) -> Result<bool> {
+        let (found, is_found) = channel();
+        let (sender, outcome) = channel();
+        let work = move || {
+            let ours = is_ours();
+            // Fails if nobody waits any more.
+            let _ = found.send(ours);
+            if ours {
+                let _ = sender.send(take_away());
+            }
+        };
+        std::thread::Builder::new()
+            .name("heal".to_owned())
+            .spawn(work)
+            .map_err(Error::system("Could not start a thread"))?;
+        let path = path.display();
+        let stopped = || {
+            Error::Refused(format!(
+                "'{path}' does not answer: the daemon that shows it is stopped, or stuck"
+            ))
+        };
+        match is_found.recv_timeout(self.slow) {
+            Ok(false) => Ok(false),
+            Ok(true) => match outcome.recv_timeout(self.patience) {
+                Ok(outcome) => Ok(outcome?),
+                Err(_) => Err(stopped()),
+            },
+            Err(_) if self.in_ours => Err(stopped()),
+            Err(_) => Err(Error::Refused(format!(
+                "'{path}' could not be looked at: the file system that it is on has not answered for {} seconds",
+                self.slow.as_secs()
+            ))),
+        }
     }
 }
 
@@ -155,5 +219,56 @@ mod tests {
             error.to_string().contains("its folder does not exist"),
             "{error}"
         );
+    }
+
+    /// What becomes of a path that takes `finding` to be found, and whose daemon takes `answering`.
+    fn looked(in_ours: bool, finding: Option<u64>, answering: Option<u64>) -> Result<bool> {
+        let (short, long) = (Duration::from_millis(100), Duration::from_secs(10));
+        let looks = Looks {
+            patience: short,
+            slow: if in_ours { short } else { long },
+            in_ours,
+        };
+        let wait =
+            move |time: Option<u64>| std::thread::sleep(time.map_or(long, Duration::from_millis));
+        let ours = answering != Some(u64::MAX);
+        looks.heal(
+            Path::new("/m"),
+            move || {
+                wait(finding);
+                ours
+            },
+            move || {
+                wait(answering);
+                Ok(true)
+            },
+        )
+    }
+
+    #[test]
+    fn a_slow_file_system_is_waited_for_and_a_stopped_daemon_is_not() {
+        const NONE: Option<u64> = Some(u64::MAX);
+        // Longer than a daemon of ours may take.
+        assert!(!looked(false, Some(500), NONE).unwrap());
+        assert!(looked(false, Some(500), Some(0)).unwrap());
+        for (in_ours, finding) in [(false, Some(0)), (true, None)] {
+            let error = looked(in_ours, finding, None).unwrap_err().to_string();
+            assert!(
+                error.contains("the daemon that shows it is stopped"),
+                "{error}"
+            );
+        }
+        let looks = Looks {
+            patience: PATIENCE,
+            slow: Duration::from_millis(50),
+            in_ours: false,
+        };
+        let stuck = || {
+            std::thread::sleep(Duration::from_secs(10));
+            false
+        };
+        let error = looks.heal(Path::new("/m"), stuck, || Ok(true)).unwrap_err();
+        let error = error.to_string();
+        assert!(error.contains("the file system that it is on"), "{error}");
     }
 }

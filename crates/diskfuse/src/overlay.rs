@@ -2,30 +2,25 @@
 //! is thrown away at the end or kept. It must never write the image below, never keep what is written in memory unless told
 //! to, and never put a kept overlay on a base that is not what it was.
 //!
-//! **What the base was** is noted with the overlay in the extended attribute `user.diskfuse.base`, as `SIZE SECONDS.NANOSECONDS`
-//! of the base's size and time of change: a header extension of ours would have to survive every other program that writes the
-//! overlay, and a file beside it gets lost. An overlay without the attribute (made by another program, or copied without it)
-//! is taken if its base has not been changed since the overlay was.
+//! What the base was is noted with the overlay (`note.rs`).
+
+mod note;
 
 use std::fs::{File, OpenOptions as HostOptions};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use crate::cli::{DiscardArgs, MountArgs};
+use crate::error::{Error, Result};
+use crate::mount::absolute;
 use diskfuse_image::create::{NewImage, create};
 use diskfuse_image::info::{ImageInfo, InfoOptions, info};
 use diskfuse_image::options::NewImageOptions;
 use diskfuse_image::{Format, name};
 use diskfuse_ring::{Config, Reason, Ring};
-use rustix::fs::XattrFlags;
-use rustix::io::Errno;
-
-use crate::cli::{DiscardArgs, MountArgs};
-use crate::error::{Error, Result};
-use crate::mount::absolute;
-
-/// See the module.
-const NOTE: &str = "user.diskfuse.base";
+use note::Note;
+pub use note::{Committing, block_commit};
 
 /// File systems in memory: tmpfs, ramfs (`include/uapi/linux/magic.h`).
 const IN_MEMORY: [u64; 2] = [0x0102_1994, 0x8584_58f6];
@@ -69,6 +64,10 @@ pub async fn prepare(arguments: &MountArgs) -> Result<Option<Overlay>> {
                 "Could not find '{}'",
                 path.display()
             )))?;
+            // One that is missing is named by whoever opens it.
+            if base.metadata().is_ok_and(|stat| !stat.is_file()) {
+                return Err(Error::Refused(nobody_would_know(&path, &base)));
+            }
             let is_there = path.metadata().is_ok_and(|stat| stat.len() > 0);
             match is_there {
                 true => check(&path, &base).await?,
@@ -78,6 +77,18 @@ pub async fn prepare(arguments: &MountArgs) -> Result<Option<Overlay>> {
             Ok(Some(Overlay { path, is_kept }))
         }
     }
+}
+
+/// Why there are no kept overlays on block devices: neither their size nor a time says whether they were written, and a look at
+/// some sectors would miss most changes.
+fn nobody_would_know(path: &Path, base: &Path) -> String {
+    let (path, base) = (path.display(), base.display());
+    format!(
+        "'{base}' is no regular file, so nobody would know whether it was changed between two mounts, after which what the two show \
+         together makes no sense. If you see to it that it is not, put an overlay on it by yourself and mount that: \
+         `diskfuse create -f qcow2 -b '{base}' -F FORMAT '{path}'`, `diskfuse mount --writable '{path}'`. An overlay that is \
+         thrown away needs none of it: `--overlay`"
+    )
 }
 
 /// An overlay to be thrown away, in the first place that does.
@@ -159,7 +170,7 @@ async fn make(path: &Path, base: &Path, format: Option<Format>, there: bool) -> 
     };
     create(&new).await?.keep();
     if !there {
-        note(path, base);
+        note::renew(path, base);
     }
     Ok(())
 }
@@ -167,41 +178,6 @@ async fn make(path: &Path, base: &Path, format: Option<Format>, there: bool) -> 
 fn format_of(images: &[ImageInfo]) -> Result<Format> {
     let format = images.first().map_or("raw", |image| &image.format);
     Ok(Format::parse(format)?)
-}
-
-/// What there is to be noted of a base.
-fn state_of(base: &Path) -> std::io::Result<String> {
-    let stat = base.metadata()?;
-    let (seconds, nanoseconds) = (stat.mtime(), stat.mtime_nsec());
-    Ok(format!("{} {seconds}.{nanoseconds:09}", stat.len()))
-}
-
-/// Notes with an overlay what its base is now. A host file system without extended attributes is all right.
-fn note(path: &Path, base: &Path) {
-    let noted = state_of(base).and_then(|state| {
-        let flags = XattrFlags::empty();
-        Ok(rustix::fs::setxattr(path, NOTE, state.as_bytes(), flags)?)
-    });
-    if let Err(error) = noted {
-        tracing::debug!(path = %path.display(), %error, "cannot note what the base is");
-    }
-}
-
-/// What was noted.
-fn noted(path: &Path) -> Result<Option<String>> {
-    let mut bytes = [0; 128];
-    let len = match rustix::fs::getxattr(path, NOTE, &mut bytes) {
-        Ok(len) => len,
-        Err(Errno::NODATA | Errno::OPNOTSUPP) => return Ok(None),
-        // Nothing that we wrote is as long.
-        Err(Errno::RANGE) => 0,
-        Err(error) => {
-            let what = format!("Could not read {NOTE} of '{}'", path.display());
-            return Err(Error::system(what)(error));
-        }
-    };
-    let text = bytes.get(..len).unwrap_or_default();
-    Ok(Some(String::from_utf8_lossy(text).into_owned()))
 }
 
 /// Looks whether the overlay at `path` stands on `base`, and whether that is what it was.
@@ -219,26 +195,33 @@ async fn check(path: &Path, base: &Path) -> Result<()> {
             base.display()
         )));
     }
-    let failed = || format!("Could not look at '{}'", base.display());
-    let state = state_of(base).map_err(Error::system(failed()))?;
-    let is_same = match noted(path)? {
-        Some(noted) => noted == state,
-        None => {
-            let changed = |path: &Path| path.metadata()?.modified();
-            let base = changed(base).map_err(Error::system(failed()))?;
-            let overlay = changed(path);
-            let what = format!("Could not look at '{shown}'");
-            base <= overlay.map_err(Error::system(what))?
-        }
-    };
-    match is_same {
-        true => Ok(()),
-        false => Err(Error::Refused(format!(
-            "'{}' has changed since '{shown}' was put on it, so what the two show together may make no sense. \
-             `diskfuse discard '{shown}'` empties the overlay; if the change was meant, \
-             `setfattr -x {NOTE} '{shown}'; touch '{shown}'` says so",
-            base.display()
-        ))),
+    let said = note::read(path)?;
+    if note::fits(path, base, said.as_ref())? {
+        return Ok(());
+    }
+    Err(Error::Refused(why_not(path, base, said.as_ref())))
+}
+
+/// Why an overlay is not taken, and the ways out. Emptying it comes last, as what was written may be nowhere else.
+fn why_not(path: &Path, base: &Path, said: Option<&Note>) -> String {
+    let (shown, base) = (path.display(), base.display());
+    match said {
+        Some(Note::Commit) => format!(
+            "a commit of '{shown}' into '{base}' was broken off. Nothing is lost: the overlay still has all of it, and \
+             `diskfuse commit '{shown}'` finishes it"
+        ),
+        Some(Note::BlockCommit) => format!(
+            "a storage daemon began to commit '{shown}' into '{base}'. If that did not end well, '{shown}' has what '{base}' \
+             lacks: `diskfuse commit '{shown}'` finishes it. If it did, '{base}' is the disk, and may be newer than the \
+             overlay: `diskfuse discard '{shown}'` empties that"
+        ),
+        Some(Note::Base(_)) | None => format!(
+            "'{base}' has changed since '{shown}' was put on it, so what the two show together may make no sense. If that was a \
+             commit of this overlay which was broken off, `diskfuse commit '{shown}'` finishes it; if the change was meant \
+             otherwise, `setfattr -x {} '{shown}'; touch '{shown}'` says so. `diskfuse discard '{shown}'` empties the overlay: \
+             what was written to it is lost",
+            note::NAME
+        ),
     }
 }
 
@@ -296,15 +279,6 @@ async fn empty(path: &Path) -> Result<()> {
         unchecked_backing: false,
     };
     create(&new).await?.keep();
-    note(path, &base);
-    Ok(())
-}
-
-/// The overlay has been merged into its base, which it stands on as that is now.
-pub async fn committed(path: &Path) -> Result<()> {
-    let path = absolute(path);
-    if noted(&path)?.is_some() {
-        note(&path, &base_of(&path).await?);
-    }
+    note::renew(path, &base);
     Ok(())
 }

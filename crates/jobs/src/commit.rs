@@ -116,6 +116,16 @@ pub fn commit_writes(graph: &Graph, config: &CommitConfig) -> Result<Vec<String>
     Ok(ends.written().into_iter().cloned().collect())
 }
 
+/// The name of the node that stands on the base, and hides what [`commit`] writes there until the job succeeds.
+///
+/// # Errors
+/// Those of [`commit`] about the chain.
+pub fn commit_hides(graph: &Graph, config: &CommitConfig) -> Result<String> {
+    let Ends { chain, base, .. } = Ends::find(graph, config)?;
+    // The top is above the base.
+    Ok(chain[base - 1].clone())
+}
+
 /// Gets a commit ready to begin.
 ///
 /// # Errors

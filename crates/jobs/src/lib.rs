@@ -34,7 +34,7 @@ mod stream;
 mod transaction;
 
 pub use backup::{BackupConfig, BackupSync, BitmapMode, OnCbwError, backup};
-pub use commit::{CommitConfig, commit, commit_writes};
+pub use commit::{CommitConfig, commit, commit_hides, commit_writes};
 pub use create::run;
 pub use event::{BlockJobData, BlockJobInfo, ErrorAction, IoStatus, JobEvent, JobInfo, Operation};
 pub use job::{Job, JobConfig};

@@ -93,7 +93,8 @@ fn check_ours(folder: &Path, stat: &Metadata) -> Result<()> {
     }
     let folder = folder.display();
     Err(Error::refused(format!(
-        "'{folder}' is not a folder that only this user may enter (it must be ours, with mode 0700): remove it"
+        "'{folder}' is not a folder that only this user may enter (it must be ours, with mode 0700): remove it, or name another \
+         runtime folder of this user in XDG_RUNTIME_DIR"
     )))
 }
 

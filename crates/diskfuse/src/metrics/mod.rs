@@ -8,11 +8,12 @@ mod text;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use diskfuse_monitor::SocketAddress;
+use parking_lot::Mutex;
 
 use crate::control::protocol::{Answer, ExportStatus, Request};
 use crate::error::{Error, Result};
@@ -62,8 +63,8 @@ impl Metrics {
         ask: impl Fn(Request) -> Receiver<Answer> + Send + Sync + 'static,
     ) -> Result<Served> {
         let Self { listener, made } = self;
-        let ask: Arc<Ask> = Arc::new(ask);
-        thread(move || accept(&listener, &ask))
+        let counter = Arc::new(Counter::new(ask));
+        thread(move || accept(&listener, &counter))
             .map_err(Error::system("Could not serve metrics"))?;
         Ok(Served { made })
     }
@@ -100,7 +101,7 @@ fn thread(work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
     thread.stack_size(256 << 10).spawn(work).map(drop)
 }
 
-fn accept(listener: &Listener, ask: &Arc<Ask>) {
+fn accept(listener: &Listener, counter: &Arc<Counter>) {
     let clients = Arc::new(AtomicUsize::new(0));
     // There is nobody who interrupts: the process's end does.
     while let Some(stream) = listener.accept(None) {
@@ -108,9 +109,9 @@ fn accept(listener: &Listener, ask: &Arc<Ask>) {
         let Some(client) = Client::admit(&clients) else {
             continue;
         };
-        let ask = Arc::clone(ask);
+        let counter = Arc::clone(counter);
         let served = thread(move || {
-            if let Err(error) = http::serve(&socket, PATIENCE, || page(&*ask)) {
+            if let Err(error) = http::serve(&socket, PATIENCE, || page(&counter)) {
                 tracing::debug!(%error, "a client of the metrics was cut off");
             }
             drop(client);
@@ -143,13 +144,50 @@ impl Drop for Client {
     }
 }
 
+/// Where clients ask the main thread, one after the other: however many come while it waits for a disk, one question lies before
+/// it.
+struct Counter {
+    ask: Box<Ask>,
+    /// The answer that somebody has stopped waiting for.
+    owed: Mutex<Option<Receiver<Answer>>>,
+}
+
+impl Counter {
+    fn new(ask: impl Fn(Request) -> Receiver<Answer> + Send + Sync + 'static) -> Self {
+        Self {
+            ask: Box::new(ask),
+            owed: Mutex::default(),
+        }
+    }
+
+    /// What there is; `None` if the main thread does not say so in this time, or is ending.
+    fn exports(&self, patience: Duration) -> Option<Vec<ExportStatus>> {
+        let end = Instant::now() + patience;
+        let left = || end.saturating_duration_since(Instant::now());
+        let mut owed = self.owed.try_lock_until(end)?;
+        if let Some(answer) = owed.take() {
+            // It may tell of a moment that is long over, so it is not used.
+            if let Err(RecvTimeoutError::Timeout) = answer.recv_timeout(left()) {
+                *owed = Some(answer);
+                return None;
+            }
+        }
+        let answer = (self.ask)(Request::List);
+        match answer.recv_timeout(left()) {
+            Ok(Answer::Exports { exports }) => Some(exports),
+            Err(RecvTimeoutError::Timeout) => {
+                *owed = Some(answer);
+                None
+            }
+            _ => None,
+        }
+    }
+}
+
 /// The page, or why there is none.
-fn page(ask: &Ask) -> std::result::Result<String, String> {
-    let exports: Vec<ExportStatus> = match ask(Request::List).recv_timeout(ANSWER) {
-        Ok(Answer::Exports { exports }) => exports,
-        _ => return Err("the daemon is busy or ending".to_owned()),
-    };
-    text::page(&exports)
+fn page(counter: &Counter) -> std::result::Result<String, String> {
+    let exports = counter.exports(ANSWER);
+    text::page(&exports.ok_or("the daemon is busy or ending")?)
 }
 
 #[cfg(test)]
@@ -192,5 +230,40 @@ mod tests {
         assert!(admitted[..16].iter().all(Option::is_some) && admitted[16].is_none());
         drop(admitted);
         assert!(Client::admit(&clients).is_some());
+    }
+
+    #[test]
+    fn one_question_lies_before_a_main_thread_that_does_not_answer() {
+        let (sender, mut asked) = std::sync::mpsc::channel();
+        let sender = Mutex::new(sender);
+        let counter = Counter::new(move |_| {
+            let (reply, answer) = std::sync::mpsc::channel();
+            sender.lock().send(reply).unwrap();
+            answer
+        });
+        let short = Duration::from_millis(10);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..3 {
+                        assert!(counter.exports(short).is_none());
+                    }
+                });
+            }
+        });
+        let waiting: Vec<_> = asked.try_iter().collect();
+        assert_eq!(waiting.len(), 1);
+        // It goes on: what it was asked then is answered, and what is asked now.
+        let exports = Vec::new;
+        let _ = waiting[0].send(Answer::Exports { exports: exports() });
+        std::thread::scope(|scope| {
+            let asked = &mut asked;
+            scope.spawn(move || {
+                let reply = asked.recv_timeout(Duration::from_secs(10)).unwrap();
+                reply.send(Answer::Exports { exports: exports() }).unwrap();
+            });
+            assert!(counter.exports(Duration::from_secs(10)).is_some());
+        });
+        assert!(asked.try_recv().is_err());
     }
 }

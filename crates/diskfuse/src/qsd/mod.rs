@@ -104,10 +104,6 @@ fn run(name: &str, arguments: Vec<OsString>) -> Result<ExitCode> {
             .map_err(|error| Error::Refused(format!("{}: {error}", Plain(&words))))?;
     }
     let mut control = daemon.listen();
-    if let Err(error) = &control {
-        // Callers who know nothing of it do not miss it.
-        tracing::warn!("{error}; `diskfuse list` and `diskfuse umount` will not find this daemon");
-    }
     let mut metrics = metrics
         .map(|metrics| metrics.serve(daemon.asker()))
         .transpose()?;
@@ -116,7 +112,7 @@ fn run(name: &str, arguments: Vec<OsString>) -> Result<ExitCode> {
         .as_deref()
         .map(PidFile::write)
         .transpose()?;
-    let removals = control.as_mut().ok().map(Server::removal).into_iter();
+    let removals = control.as_mut().map(Server::removal).into_iter();
     let removals = removals.chain(pidfile.as_mut().map(PidFile::removal));
     let removals = removals.chain(metrics.as_mut().and_then(Served::removal));
     let helper = match (settings.no_sandbox, commands.monitors.are_there()) {

@@ -1,5 +1,6 @@
 //! Commands that start and steer jobs.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use diskfuse_block::graph::ChildRole;
@@ -14,6 +15,7 @@ use diskfuse_monitor::commands::{
 
 use super::Commands;
 use crate::error::{Error, Result};
+use crate::overlay;
 use crate::qsd::live;
 
 /// What all jobs have in common.
@@ -117,6 +119,11 @@ pub fn commit(host: &Commands, what: &BlockCommit) -> Result<()> {
         ..CommitConfig::new(common!(what).config(None)?, &what.device)
     };
     let writes = diskfuse_jobs::commit_writes(&host.nodes.graph, &config)?;
+    let hides = diskfuse_jobs::commit_hides(&host.nodes.graph, &config)?;
+    let hides = host.nodes.graph.bare(&hides)?.filename();
+    // A relative name may mean another file by now: in the background a daemon goes elsewhere.
+    let hides = hides.map(PathBuf::from).filter(|file| file.is_absolute());
+    let unsay = hides.map(|file| overlay::block_commit(&file));
     let mut changed = Vec::new();
     let started = open_for_writing(host, &writes, &mut changed)
         .and_then(|()| {
@@ -130,6 +137,9 @@ pub fn commit(host: &Commands, what: &BlockCommit) -> Result<()> {
     if started.is_err() {
         for name in changed.iter().rev() {
             live::writable::undo(&host.nodes, name);
+        }
+        if let Some(unsay) = unsay {
+            unsay();
         }
     }
     started

@@ -1,5 +1,6 @@
 //! Sockets of chardevs, and of metrics: listening, connecting, and the paths that are left behind.
 
+use std::fs::File;
 use std::io;
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, OwnedFd};
@@ -8,11 +9,13 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use diskfuse_monitor::SocketAddress;
 use diskfuse_ring::Reason;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 
 use super::stream::Stream;
@@ -21,6 +24,9 @@ use crate::sandbox::{Leftover, Removal};
 
 /// How often whoever waits for a client looks whether it is still to wait.
 const TICK: Duration = Duration::from_millis(50);
+
+/// How long others may take to make a socket. It takes them no time, but who may open a folder may lock it for ever.
+const TURN: Duration = Duration::from_secs(2);
 
 /// How long a host may take to accept a connection.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -124,7 +130,7 @@ impl Listener {
         while !interrupted.is_some_and(|interrupted| interrupted()) {
             let mut fds = [PollFd::new(&fd, PollFlags::IN)];
             match poll(&mut fds, limit) {
-                Ok(0) | Err(rustix::io::Errno::INTR) => continue,
+                Ok(0) | Err(Errno::INTR) => continue,
                 Ok(_) => {}
                 Err(error) => {
                     tracing::warn!(%error, "cannot wait for clients");
@@ -157,6 +163,8 @@ impl Listener {
 
 /// Listens on a path. A socket that stands there is removed if nobody answers and it is this user's.
 fn listen_on(path: &Path) -> Result<UnixListener> {
+    // Until it listens: what two find dead at a time, the slower one would remove when it is the quicker one's new socket.
+    let _turn = turn(path);
     let failed = || format!("Failed to bind socket to {}", path.display());
     match UnixListener::bind(path) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_stale(path) => {
@@ -168,6 +176,27 @@ fn listen_on(path: &Path) -> Result<UnixListener> {
             path.display()
         ))),
         other => other.map_err(Error::system(failed())),
+    }
+}
+
+/// Waits until nobody else makes a socket in the folder of `path`; others may again when what is returned is dropped. It is a lock of
+/// the folder itself, so nothing is left behind. Where there is no such lock, and where somebody does not let go of it, it is done
+/// without.
+fn turn(path: &Path) -> Option<File> {
+    let path = std::path::absolute(path).ok()?;
+    let folder = File::open(path.parent()?).ok()?;
+    let end = Instant::now() + TURN;
+    loop {
+        match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Some(folder),
+            Err(Errno::WOULDBLOCK | Errno::INTR) if Instant::now() < end => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Err(error) => {
+                tracing::debug!(%error, path = %path.display(), "no turn to make a socket");
+                return None;
+            }
+        }
     }
 }
 
@@ -233,7 +262,7 @@ fn inherited(number: i32) -> Result<OwnedFd> {
     let this = pidfd_open(getpid(), PidfdFlags::empty()).map_err(failed)?;
     let fd = match pidfd_getfd(&this, number, PidfdGetfdFlags::empty()) {
         Ok(fd) => Some(fd),
-        Err(rustix::io::Errno::BADF) => None,
+        Err(Errno::BADF) => None,
         Err(error) => return Err(failed(error)),
     };
     let is_socket = |fd: &OwnedFd| rustix::net::sockopt::socket_domain(fd).is_ok();
@@ -248,5 +277,52 @@ pub fn pause(time: Duration, over: &AtomicBool) {
         let step = left.min(TICK);
         std::thread::sleep(step);
         left -= step;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+
+    use super::*;
+
+    #[test]
+    fn of_many_who_find_a_dead_socket_one_gets_its_place_and_keeps_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        for _ in 0..200 {
+            drop(UnixListener::bind(&path).unwrap());
+            let start = Barrier::new(4);
+            let race = || {
+                start.wait();
+                listen_on(&path).ok()
+            };
+            let listeners: Vec<_> = std::thread::scope(|scope| {
+                let racers: Vec<_> = (0..4).map(|_| scope.spawn(race)).collect();
+                let ended = racers.into_iter().map(|racer| racer.join().unwrap());
+                ended.collect()
+            });
+            let mut there = listeners.into_iter().flatten();
+            let winner = there.next().unwrap();
+            assert!(
+                there.next().is_none(),
+                "one who lost its place without a word"
+            );
+            winner.set_nonblocking(true).unwrap();
+            let _client = UnixStream::connect(&path).unwrap();
+            assert!(winner.accept().is_ok());
+            std::fs::remove_file(&path).unwrap();
+        }
+    }
+
+    #[test]
+    fn who_does_not_let_go_of_the_folder_keeps_nobody_from_listening() {
+        let folder = tempfile::tempdir().unwrap();
+        let theirs = File::open(folder.path()).unwrap();
+        flock(&theirs, FlockOperation::LockExclusive).unwrap();
+        let path = folder.path().join("s");
+        let listener = listen_on(&path).unwrap();
+        UnixStream::connect(&path).unwrap();
+        drop(listener);
     }
 }
