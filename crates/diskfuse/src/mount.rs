@@ -7,10 +7,10 @@ use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use diskfuse_block::Graph;
 use diskfuse_block::drivers::{self, FileConfig, RawConfig};
+use diskfuse_block::{Graph, Kind};
 use diskfuse_fuse::{
     AllowOther, DEFAULT_MAX_BACKGROUND, ExportOptions, Ownership, Passthrough, Placement,
     Transport, TransportOptions,
@@ -215,7 +215,8 @@ fn open_image(
     if arguments.overlay.is_some() {
         options.format = Some(Format::Qcow2);
     }
-    let opened = ring.block_on(diskfuse_image::open(graph, path, &options));
+    let opened = || ring.block_on(diskfuse_image::open(graph, path, &options));
+    let opened = unless_held(opened);
     opened.map_err(|error| {
         let refused = arguments.writable && is_about_writing(&error);
         match refused && File::open(path).is_ok() {
@@ -225,6 +226,24 @@ fn open_image(
             false => error.into(),
         }
     })
+}
+
+/// umount(8) is done before the daemon whose mount it was: for a moment that one still holds the image. Somebody who mounts
+/// again at once is not to be refused for it.
+fn unless_held<T>(
+    mut open: impl FnMut() -> diskfuse_block::Result<T>,
+) -> diskfuse_block::Result<T> {
+    const PATIENCE: Duration = Duration::from_secs(1);
+    const TICK: Duration = Duration::from_millis(20);
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match open() {
+            Err(error) if error.kind() == Kind::Busy && Instant::now() < end => {
+                std::thread::sleep(TICK);
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 /// The absolute path of an image, as it is shown to others and the working directory changes. What cannot be found is opened
