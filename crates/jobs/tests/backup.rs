@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
-use diskfuse_block::DirtyBitmap;
 use diskfuse_block::bitmap::Recorder;
 use diskfuse_block::graph::Change;
+use diskfuse_block::{DirtyBitmap, Resize};
 use diskfuse_jobs::{
     BackupConfig, BackupSync, BitmapMode, Job, JobConfig, OnCbwError, OnError, Status, backup,
 };
@@ -214,6 +214,32 @@ fn incremental_backups_on_top_of_each_other_are_the_disk() {
                 "the chain of backups",
             );
         });
+    });
+}
+
+#[test]
+fn what_grows_before_the_job_begins_is_not_cut_off() {
+    run(async {
+        let lab = Lab::new();
+        lab.raw("src", MIB);
+        lab.raw("dst", MIB);
+        let bitmap = record(&lab).await;
+        lab.fill("src", 0, &[1; 4096]).await;
+        let config = BackupConfig {
+            sync: BackupSync::Bitmap,
+            bitmap: Some((Arc::clone(&bitmap), BitmapMode::Always)),
+            ..BackupConfig::new(JobConfig::new("b"), "src", "dst")
+        };
+        let start = backup(&lab.jobs, &lab.graph, config).unwrap();
+        let node = lab.graph.get("src").unwrap();
+        node.resize(2 * MIB, Resize::AtLeast, false).await.unwrap();
+        let error = start.begin(&lab.jobs).await.unwrap_err();
+        let words = "Source and target image have different sizes";
+        assert_eq!(error.to_string(), words);
+        // Nothing of what the next one needs is gone, and nothing is in the way of the disk's users.
+        assert!(!bitmap.info().busy && bitmap.is_dirty(0, 4096));
+        lab.fill("src", MIB, &[2; 4096]).await;
+        assert_eq!(lab.contents("dst").await, vec![0; MIB as usize]);
     });
 }
 

@@ -330,7 +330,10 @@ impl Backup {
 
 impl Driver for Backup {
     fn begin(&self) -> Result<()> {
-        let left = &self.before.left;
+        let (source, left) = (self.source.node(), &self.before.left);
+        // Until everybody stood still, which is now, somebody may have changed the size.
+        check_sizes(&*source, &*self.before.target.node())?;
+        left.follow(|| source.size())?;
         let taken = match &self.bitmap {
             Some(incremental) => Some(incremental.bitmap.take()?),
             None => None,

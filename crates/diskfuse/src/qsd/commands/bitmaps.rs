@@ -115,6 +115,9 @@ impl Bitmaps {
 
     fn put(&mut self, nodes: &Nodes, entry: Entry) -> Result<()> {
         let _drained = nodes.drain(&entry.node)?;
+        let node = nodes.graph.bare(&entry.node)?;
+        // Until everybody stood still somebody may have changed the size.
+        entry.bitmap.follow(|| node.size())?;
         let wrap = Change::Wrap {
             node: entry.node.clone(),
             wrap: Arc::clone(&entry.recorder),
