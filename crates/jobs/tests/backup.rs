@@ -195,8 +195,10 @@ fn incremental_backups_on_top_of_each_other_are_the_disk() {
                     // One that is given up: what it should have copied must come with the next.
                     config.job.speed = 64 * KIB;
                     let (job, _) = begin(&lab, &guest, config).await;
-                    assert!(bitmap.info().busy);
+                    let told = bitmap.info();
+                    assert!(told.busy && told.count > 0);
                     busy(&guest, 30).await;
+                    assert_eq!(bitmap.info().count, told.count);
                     let _ = job.cancel(true);
                     let _ = job.over().await;
                     continue;

@@ -335,7 +335,10 @@ impl Driver for Backup {
         check_sizes(&*source, &*self.before.target.node())?;
         left.follow(|| source.size())?;
         let taken = match &self.bitmap {
-            Some(incremental) => Some(incremental.bitmap.take()?),
+            Some(incremental) => {
+                incremental.bitmap.keep_count();
+                Some(incremental.bitmap.take()?)
+            }
             None => None,
         };
         match (&self.sync, &taken) {

@@ -51,7 +51,7 @@ impl Bitmaps {
         self.lent = lent;
     }
 
-    /// One that may be changed.
+    /// One that may be changed, or read by a command.
     fn free(&self, nodes: &Nodes, which: &BlockDirtyBitmap) -> Result<&Entry> {
         let entry = self.find(nodes, which)?;
         let is_it = |(node, name): &(String, String)| *node == entry.node && *name == entry.name;
@@ -191,7 +191,8 @@ impl Bitmaps {
                 },
                 BitmapRef::Elsewhere(bitmap) => bitmap.clone(),
             };
-            scratch.merge(&self.find(nodes, &source)?.bitmap)?;
+            // Of one that a job uses, the job has the marks.
+            scratch.merge(&self.free(nodes, &source)?.bitmap)?;
         }
         let before = DirtyBitmap::new(entry.bitmap.size(), entry.bitmap.granularity())?;
         before.merge(&entry.bitmap)?;
