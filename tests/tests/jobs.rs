@@ -224,6 +224,46 @@ fn a_bitmap_that_a_backup_uses_is_not_merged_into_another() {
     });
 }
 
+#[test]
+fn a_bitmap_follows_its_disk_through_a_reopen() {
+    once(|bed| {
+        let mut stage = Stage::start(bed);
+        stage.add_raw("file");
+        stage.add_raw("copy");
+        let part = |name: &str, file: &str, size: u64| json!({"driver": "raw", "node-name": name, "file": file, "size": size});
+        stage.run("blockdev-add", part("disk", "file", 1 << 20));
+        stage.run("blockdev-add", part("target", "copy", 2 << 20));
+        for name in ["b", "idle"] {
+            let disabled = name == "idle";
+            let bitmap = json!({"node": "disk", "name": name, "disabled": disabled});
+            stage.run("block-dirty-bitmap-add", bitmap);
+        }
+        let options = json!({"options": [part("disk", "file", 2 << 20)]});
+        stage.run("blockdev-reopen", options);
+        assert_eq!(count(&mut stage, "disk", "b"), 1 << 20);
+        assert_eq!(count(&mut stage, "disk", "idle"), 0);
+        let file = File::options().write(true).open(stage.export("disk"));
+        file.unwrap()
+            .write_all_at(&vec![6; 65536], 3 << 19)
+            .unwrap();
+        let backup = json!({
+            "job-id": "j", "device": "disk", "target": "target", "sync": "incremental", "bitmap": "b",
+        });
+        stage.run("blockdev-backup", backup);
+        stage.job_ends("j");
+        let mut saved = vec![0; 65536];
+        let file = File::open(stage.export("target")).unwrap();
+        file.read_exact_at(&mut saved, 3 << 19).unwrap();
+        assert!(saved.iter().all(|byte| *byte == 6), "not in the backup");
+        drop(file);
+        for id in ["disk", "target"] {
+            stage.run("block-export-del", json!({"id": id, "mode": "hard"}));
+            stage.qmp.event("BLOCK_EXPORT_DELETED");
+        }
+        stage.stop();
+    });
+}
+
 /// The backups of two disks in one transaction, the second onto `target`.
 fn backups_together(target: &str) -> Value {
     let backup = |id: &str, device: &str, target: &str| {

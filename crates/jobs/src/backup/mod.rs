@@ -336,6 +336,8 @@ impl Driver for Backup {
         left.follow(|| source.size())?;
         let taken = match &self.bitmap {
             Some(incremental) => {
+                // It may have changed further down, where the bitmap is not told of it.
+                incremental.bitmap.follow(|| source.size())?;
                 incremental.bitmap.keep_count();
                 Some(incremental.bitmap.take()?)
             }
