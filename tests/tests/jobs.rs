@@ -4,6 +4,8 @@
 // Helpers of tests fail as tests do.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use diskfuse_e2e::{Bed, Stage, Tool, Writers, as_raw, check_background, everywhere, once};
@@ -178,6 +180,87 @@ fn a_backup_is_the_disk_of_one_moment_and_the_next_one_holds_what_changed() {
             println!("round {round}");
         }
         stage.finish(writers, "disk", &disk, "qcow2");
+    });
+}
+
+/// What a bitmap of a node is said to have.
+fn count(stage: &mut Stage<'_>, node: &str, bitmap: &str) -> Value {
+    let nodes = stage.run("query-named-block-nodes", json!({}));
+    let mut nodes = nodes.as_array().unwrap().iter();
+    let node = nodes.find(|there| there["node-name"] == node).unwrap();
+    let mut bitmaps = node["dirty-bitmaps"].as_array().unwrap().iter();
+    let bitmap = bitmaps.find(|there| there["name"] == bitmap).unwrap();
+    bitmap["count"].clone()
+}
+
+#[test]
+fn a_bitmap_that_a_backup_uses_is_not_merged_into_another() {
+    once(|bed| {
+        let mut stage = Stage::start(bed);
+        stage.add_raw("disk");
+        stage.add_raw("copy");
+        let bitmap = |name: &str, disabled: bool| json!({"node": "disk", "name": name, "disabled": disabled});
+        stage.run("block-dirty-bitmap-add", bitmap("used", false));
+        stage.run("block-dirty-bitmap-add", bitmap("other", true));
+        let file = File::options().write(true).open(stage.export("disk"));
+        file.unwrap().write_all_at(&vec![1; 2 << 20], 0).unwrap();
+        let slow = json!({
+            "job-id": "j", "device": "disk", "target": "copy", "sync": "incremental",
+            "bitmap": "used", "speed": 65536,
+        });
+        stage.run("blockdev-backup", slow);
+        let merge = json!({"node": "disk", "target": "other", "bitmaps": ["used"]});
+        let words = "Bitmap 'used' is currently in use by another operation and cannot be used";
+        stage.refused("block-dirty-bitmap-merge", merge.clone(), words);
+        assert_eq!(count(&mut stage, "disk", "used"), 2 << 20);
+        stage.run("job-cancel", json!({"id": "j"}));
+        stage.job_is_gone("j");
+        assert_eq!(count(&mut stage, "disk", "used"), 2 << 20);
+        stage.run("block-dirty-bitmap-merge", merge);
+        assert_eq!(count(&mut stage, "disk", "other"), 2 << 20);
+        stage.run("block-export-del", json!({"id": "disk", "mode": "hard"}));
+        stage.qmp.event("BLOCK_EXPORT_DELETED");
+        stage.stop();
+    });
+}
+
+#[test]
+fn a_bitmap_follows_its_disk_through_a_reopen() {
+    once(|bed| {
+        let mut stage = Stage::start(bed);
+        stage.add_raw("file");
+        stage.add_raw("copy");
+        let part = |name: &str, file: &str, size: u64| json!({"driver": "raw", "node-name": name, "file": file, "size": size});
+        stage.run("blockdev-add", part("disk", "file", 1 << 20));
+        stage.run("blockdev-add", part("target", "copy", 2 << 20));
+        for name in ["b", "idle"] {
+            let disabled = name == "idle";
+            let bitmap = json!({"node": "disk", "name": name, "disabled": disabled});
+            stage.run("block-dirty-bitmap-add", bitmap);
+        }
+        let options = json!({"options": [part("disk", "file", 2 << 20)]});
+        stage.run("blockdev-reopen", options);
+        assert_eq!(count(&mut stage, "disk", "b"), 1 << 20);
+        assert_eq!(count(&mut stage, "disk", "idle"), 0);
+        let file = File::options().write(true).open(stage.export("disk"));
+        file.unwrap()
+            .write_all_at(&vec![6; 65536], 3 << 19)
+            .unwrap();
+        let backup = json!({
+            "job-id": "j", "device": "disk", "target": "target", "sync": "incremental", "bitmap": "b",
+        });
+        stage.run("blockdev-backup", backup);
+        stage.job_ends("j");
+        let mut saved = vec![0; 65536];
+        let file = File::open(stage.export("target")).unwrap();
+        file.read_exact_at(&mut saved, 3 << 19).unwrap();
+        assert!(saved.iter().all(|byte| *byte == 6), "not in the backup");
+        drop(file);
+        for id in ["disk", "target"] {
+            stage.run("block-export-del", json!({"id": id, "mode": "hard"}));
+            stage.qmp.event("BLOCK_EXPORT_DELETED");
+        }
+        stage.stop();
     });
 }
 

@@ -32,6 +32,8 @@ pub struct DirtyBitmap {
     pages: Pages,
     recording: AtomicBool,
     busy: AtomicBool,
+    /// Bits that users are told of while a job has taken them away.
+    kept_count: Mutex<Option<u64>>,
     inconsistent: AtomicBool,
 }
 
@@ -73,6 +75,7 @@ impl DirtyBitmap {
             pages: Pages::default(),
             recording: AtomicBool::new(true),
             busy: AtomicBool::new(false),
+            kept_count: Mutex::default(),
             inconsistent: AtomicBool::new(false),
         };
         this.check_size(size)?;
@@ -114,8 +117,9 @@ impl DirtyBitmap {
 
     /// What is said of it to users.
     pub fn info(&self) -> BitmapInfo {
+        let count = self.kept_count.lock().unwrap_or(self.pages.count());
         BitmapInfo {
-            count: self.pages.count() << self.shift,
+            count: count << self.shift,
             granularity: self.granularity(),
             recording: self.recording.load(Ordering::SeqCst),
             busy: self.is_busy(),
@@ -130,7 +134,16 @@ impl DirtyBitmap {
 
     /// Takes the bitmap for a job, or gives it back. False if it was taken already.
     pub fn set_busy(&self, busy: bool) -> bool {
+        if !busy {
+            *self.kept_count.lock() = None;
+        }
         self.busy.swap(busy, Ordering::SeqCst) != busy || !busy
+    }
+
+    /// For the job that uses the bitmap, before it takes the marks away: until it gives the bitmap back, users are told of as
+    /// many dirty bytes as there are now.
+    pub fn keep_count(&self) {
+        *self.kept_count.lock() = Some(self.pages.count());
     }
 
     /// Whether a job uses it.

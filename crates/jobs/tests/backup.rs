@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use diskfuse_block::bitmap::Recorder;
+use diskfuse_block::drivers::{ThrottleGroup, ThrottleLimits, open_throttle};
 use diskfuse_block::graph::Change;
 use diskfuse_block::{DirtyBitmap, Resize, Zeroes};
 use diskfuse_jobs::{
@@ -238,11 +239,15 @@ async fn close(lab: &Lab, name: &str) {
 
 /// A bitmap around `src` that notes what is written.
 async fn record(lab: &Lab) -> Arc<DirtyBitmap> {
-    let size = lab.graph.get("src").unwrap().size();
+    record_at(lab, "src").await
+}
+
+async fn record_at(lab: &Lab, node: &str) -> Arc<DirtyBitmap> {
+    let size = lab.graph.get(node).unwrap().size();
     let bitmap = Arc::new(DirtyBitmap::new(size, 64 * KIB).unwrap());
-    let _drained = lab.graph.drain("src").await.unwrap();
+    let _drained = lab.graph.drain(node).await.unwrap();
     let change = Change::Wrap {
-        node: "src".to_owned(),
+        node: node.to_owned(),
         wrap: Arc::new(Recorder(Arc::clone(&bitmap))),
     };
     lab.graph.change(&[change]).unwrap();
@@ -277,8 +282,10 @@ fn incremental_backups_on_top_of_each_other_are_the_disk() {
                     // One that is given up: what it should have copied must come with the next.
                     config.job.speed = 64 * KIB;
                     let (job, _) = begin(&lab, &guest, config).await;
-                    assert!(bitmap.info().busy);
+                    let told = bitmap.info();
+                    assert!(told.busy && told.count > 0);
                     busy(&guest, 30).await;
+                    assert_eq!(bitmap.info().count, told.count);
                     let _ = job.cancel(true);
                     let _ = job.over().await;
                     continue;
@@ -296,6 +303,60 @@ fn incremental_backups_on_top_of_each_other_are_the_disk() {
                 "the chain of backups",
             );
         });
+    });
+}
+
+#[test]
+fn what_grows_before_the_job_begins_is_not_cut_off() {
+    run(async {
+        let lab = Lab::new();
+        lab.raw("src", MIB);
+        lab.raw("dst", MIB);
+        let bitmap = record(&lab).await;
+        lab.fill("src", 0, &[1; 4096]).await;
+        let config = BackupConfig {
+            sync: BackupSync::Bitmap,
+            bitmap: Some((Arc::clone(&bitmap), BitmapMode::Always)),
+            ..BackupConfig::new(JobConfig::new("b"), "src", "dst")
+        };
+        let start = backup(&lab.jobs, &lab.graph, config).unwrap();
+        let node = lab.graph.get("src").unwrap();
+        node.resize(2 * MIB, Resize::AtLeast, false).await.unwrap();
+        let error = start.begin(&lab.jobs).await.unwrap_err();
+        let words = "Source and target image have different sizes";
+        assert_eq!(error.to_string(), words);
+        // Nothing of what the next one needs is gone, and nothing is in the way of the disk's users.
+        assert!(!bitmap.info().busy && bitmap.is_dirty(0, 4096));
+        lab.fill("src", MIB, &[2; 4096]).await;
+        assert_eq!(lab.contents("dst").await, vec![0; MIB as usize]);
+    });
+}
+
+#[test]
+fn what_grows_below_the_node_of_a_bitmap_is_in_the_next_backup() {
+    run(async {
+        let lab = Lab::new();
+        lab.raw("src", MIB);
+        lab.raw("dst", 2 * MIB);
+        let group = ThrottleGroup::new(ThrottleLimits::default());
+        let filter = open_throttle(lab.graph.get("src").unwrap(), &group, false);
+        lab.graph.insert(Some("filter"), filter, &["src"]).unwrap();
+        let bitmap = record_at(&lab, "filter").await;
+        let node = lab.graph.get("src").unwrap();
+        node.resize(2 * MIB, Resize::AtLeast, false).await.unwrap();
+        lab.fill("filter", MIB + MIB / 2, &[5; 4096]).await;
+        let config = BackupConfig {
+            sync: BackupSync::Bitmap,
+            bitmap: Some((Arc::clone(&bitmap), BitmapMode::OnSuccess)),
+            ..BackupConfig::new(JobConfig::new("b"), "filter", "dst")
+        };
+        let start = backup(&lab.jobs, &lab.graph, config).unwrap();
+        let job = start.begin(&lab.jobs).await.unwrap();
+        job.over().await.unwrap();
+        let model = lab.contents("filter").await;
+        assert_eq!(model.len() as u64, 2 * MIB);
+        assert_same(&lab.contents("dst").await, &model, "the backup");
+        assert_eq!(bitmap.dirty_bytes(), 0);
     });
 }
 

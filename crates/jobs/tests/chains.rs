@@ -8,8 +8,8 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
-use diskfuse_block::Permissions;
 use diskfuse_block::graph::{ChildRole, User};
+use diskfuse_block::{Permissions, Resize};
 use diskfuse_jobs::{
     CommitConfig, Job, JobConfig, Start, Status, StreamBase, StreamConfig, commit, commit_writes,
     stream,
@@ -195,6 +195,28 @@ fn an_active_commit_ends_on_the_base_under_load() {
                 }
             }
         });
+    });
+}
+
+#[test]
+fn what_grows_before_an_active_commit_begins_is_committed() {
+    run(async {
+        let lab = Lab::new();
+        lab.raw("base", MIB);
+        lab.qcow2("top", MIB, "", Some("base")).await;
+        let config = CommitConfig::new(JobConfig::new("c"), "top");
+        let start = commit(&lab.jobs, &lab.graph, config).unwrap();
+        let node = lab.graph.get("top").unwrap();
+        node.resize(2 * MIB, Resize::AtLeast, false).await.unwrap();
+        lab.fill("top", 2 * MIB - 8 * KIB, &[1; 4096]).await;
+        let job = start.begin(&lab.jobs).await.unwrap();
+        lab.fill("top", 2 * MIB - 4 * KIB, &[2; 4096]).await;
+        reaches(&job, &[Status::Ready]).await;
+        lab.fill("top", MIB, &[3; 4096]).await;
+        let model = lab.contents("top").await;
+        job.complete().unwrap();
+        job.over().await.unwrap();
+        assert_same(&lab.contents("base").await, &model, "the base");
     });
 }
 

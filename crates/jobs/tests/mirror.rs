@@ -244,6 +244,40 @@ fn the_size_cannot_change_under_a_mirror() {
     });
 }
 
+#[test]
+fn what_grows_before_the_job_begins_is_not_mirrored_into_what_is_too_small() {
+    run(async {
+        let lab = Lab::new();
+        lab.raw("src", MIB);
+        lab.raw("dst", MIB);
+        let config = MirrorConfig::new(JobConfig::new("m"), "src", "dst");
+        let start = mirror(&lab.jobs, &lab.graph, config.clone()).unwrap();
+        let node = lab.graph.get("src").unwrap();
+        node.resize(MIB + 4 * KIB, Resize::AtLeast, false)
+            .await
+            .unwrap();
+        lab.fill("src", MIB, &[7; 4096]).await;
+        let error = start.begin(&lab.jobs).await.unwrap_err();
+        let words = "Source and target image have different sizes";
+        assert_eq!(error.to_string(), words);
+        // It is in nobody's way now.
+        let node = lab.graph.get("src").unwrap();
+        node.resize(2 * MIB, Resize::AtLeast, false).await.unwrap();
+        let target = lab.graph.get("dst").unwrap();
+        target
+            .resize(2 * MIB, Resize::AtLeast, false)
+            .await
+            .unwrap();
+        let job = begin(&lab, config).await;
+        reaches(&job, &[Status::Ready]).await;
+        job.complete().unwrap();
+        job.over().await.unwrap();
+        let model = lab.contents("src").await;
+        assert_eq!(model[MIB as usize..][..4096], [7; 4096]);
+        assert_same(&lab.contents("dst").await, &model, "the copy");
+    });
+}
+
 /// A filter above `src`.
 fn add_filter(lab: &Lab) {
     let group = ThrottleGroup::new(ThrottleLimits::default());

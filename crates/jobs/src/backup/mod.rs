@@ -334,9 +334,17 @@ impl Backup {
 
 impl Driver for Backup {
     fn begin(&self) -> Result<()> {
-        let left = &self.before.left;
+        let (source, left) = (self.source.node(), &self.before.left);
+        // Until everybody stood still, which is now, somebody may have changed the size.
+        check_sizes(&*source, &*self.before.target.node())?;
+        left.follow(|| source.size())?;
         let taken = match &self.bitmap {
-            Some(incremental) => Some(incremental.bitmap.take()?),
+            Some(incremental) => {
+                // It may have changed further down, where the bitmap is not told of it.
+                incremental.bitmap.follow(|| source.size())?;
+                incremental.bitmap.keep_count();
+                Some(incremental.bitmap.take()?)
+            }
             None => None,
         };
         match (&self.sync, &taken) {

@@ -414,11 +414,13 @@ impl Mirror {
 
 impl Driver for Mirror {
     fn begin(&self) -> Result<()> {
-        let dirty = &self.tracker.dirty;
-        if matches!(self.scope, Scope::All) {
-            dirty.mark(0, dirty.size());
+        let (source, job) = (self.source.node(), self.tracker.job());
+        // Until everybody stood still, which is now, somebody may have changed the size.
+        if job.kind() == JobType::Mirror {
+            check_sizes(&*source, &*self.target.node())?;
         }
-        let job = self.tracker.job();
+        let all = matches!(self.scope, Scope::All);
+        self.tracker.begin(source.size(), all)?;
         if job.kind() == JobType::Mirror {
             job.set_actively_synced(self.config.copy_mode == CopyMode::WriteBlocking);
         }

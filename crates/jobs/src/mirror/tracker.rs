@@ -57,6 +57,23 @@ impl Tracker {
         }))
     }
 
+    /// The source stands still, with this around it: it has `size` bytes now and keeps them, and `all` of it is dirty, or
+    /// nothing.
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`] if it has become too large for the granularity.
+    pub(super) fn begin(&self, size: u64, all: bool) -> Result<()> {
+        for bitmap in [&self.dirty, &self.written] {
+            bitmap.follow(|| size)?;
+            // What is new is neither written nor differs because of that.
+            bitmap.clear(0, size);
+        }
+        if all {
+            self.dirty.mark(0, size);
+        }
+        Ok(())
+    }
+
     pub(super) fn job(&self) -> &Arc<Job> {
         &self.job
     }

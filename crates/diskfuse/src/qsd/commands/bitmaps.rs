@@ -51,9 +51,10 @@ impl Bitmaps {
         self.lent = lent;
     }
 
-    /// One that may be changed.
+    /// One that may be changed, or read by a command; it knows its disk's size.
     fn free(&self, nodes: &Nodes, which: &BlockDirtyBitmap) -> Result<&Entry> {
         let entry = self.find(nodes, which)?;
+        follow(nodes, entry);
         let is_it = |(node, name): &(String, String)| *node == entry.node && *name == entry.name;
         if !self.lent.iter().any(is_it) {
             check_free(entry)?;
@@ -115,6 +116,9 @@ impl Bitmaps {
 
     fn put(&mut self, nodes: &Nodes, entry: Entry) -> Result<()> {
         let _drained = nodes.drain(&entry.node)?;
+        let node = nodes.graph.bare(&entry.node)?;
+        // Until everybody stood still somebody may have changed the size.
+        entry.bitmap.follow(|| node.size())?;
         let wrap = Change::Wrap {
             node: entry.node.clone(),
             wrap: Arc::clone(&entry.recorder),
@@ -188,7 +192,8 @@ impl Bitmaps {
                 },
                 BitmapRef::Elsewhere(bitmap) => bitmap.clone(),
             };
-            scratch.merge(&self.find(nodes, &source)?.bitmap)?;
+            // Of one that a job uses, the job has the marks.
+            scratch.merge(&self.free(nodes, &source)?.bitmap)?;
         }
         let before = DirtyBitmap::new(entry.bitmap.size(), entry.bitmap.granularity())?;
         before.merge(&entry.bitmap)?;
@@ -224,15 +229,18 @@ impl Bitmaps {
 
     /// A node has another size.
     pub fn resized(&self, nodes: &Nodes) {
-        for entry in &self.entries {
-            if let Ok(node) = nodes.graph.bare(&entry.node)
-                && let Err(error) = entry.bitmap.follow(|| node.size())
-            {
-                let name = &entry.name;
-                tracing::warn!(name, %error, "a bitmap could not follow its disk's size");
-                entry.bitmap.set_inconsistent();
-            }
-        }
+        self.entries.iter().for_each(|entry| follow(nodes, entry));
+    }
+}
+
+/// The disk may have another size: not all who change it do so through the node that has the bitmap.
+fn follow(nodes: &Nodes, entry: &Entry) {
+    if let Ok(node) = nodes.graph.bare(&entry.node)
+        && let Err(error) = entry.bitmap.follow(|| node.size())
+    {
+        let name = &entry.name;
+        tracing::warn!(name, %error, "a bitmap could not follow its disk's size");
+        entry.bitmap.set_inconsistent();
     }
 }
 

@@ -54,6 +54,7 @@ pub fn reopen(host: &mut Commands, daemon: &Daemon, what: &BlockdevReopen) -> Re
     }
     live::reopen::reopen(&host.nodes, &what.options)?;
     host.bitmaps.forget(&host.nodes);
+    host.bitmaps.resized(&host.nodes);
     daemon.sizes_changed();
     Ok(())
 }
