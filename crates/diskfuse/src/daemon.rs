@@ -50,6 +50,8 @@ enum Event {
     Control(Request, Sender<Answer>),
     /// What belongs to more than the exports has ended.
     Over,
+    /// What belongs to more than the exports wants to be looked after.
+    LookAfter,
     /// A client of a monitor gives a command.
     Monitor(Box<monitor::Request>),
 }
@@ -178,6 +180,15 @@ impl Daemon {
             let sender = sender.lock().clone();
             // Fails when the main thread is past caring; the command is answered by being dropped.
             let _ = sender.send(Event::Monitor(Box::new(request)));
+        }
+    }
+
+    /// Has [`Attendant::look_after`] called by [`Daemon::run`], after what has come before.
+    pub fn errand(&self) -> impl Fn() + Send + Sync + use<> {
+        let sender = parking_lot::Mutex::new(self.sender.clone());
+        move || {
+            // Fails when the main thread is past caring.
+            let _ = sender.lock().send(Event::LookAfter);
         }
     }
 
@@ -419,6 +430,9 @@ impl Daemon {
                 }
             }
             Event::Over => self.lingering = false,
+            // The end closes everything anyway.
+            Event::LookAfter if self.ending => {}
+            Event::LookAfter => attendant.look_after(),
             // Nothing begins any more; dropping it tells its client so.
             Event::Monitor(request) if self.ending && !request.is_quit() => drop(request),
             Event::Monitor(request) => attendant.carry_out(self, *request),

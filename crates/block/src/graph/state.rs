@@ -309,6 +309,11 @@ impl State {
         all
     }
 
+    pub(super) fn is_written(&self, name: &str) -> Result<bool> {
+        let (used, _) = claims::fold(&self.claims()[self.find(name)?]);
+        Ok(!(used & !Permissions::CONSISTENT_READ).is_empty())
+    }
+
     /// Something was added since the claims were `before`: refused if that conflicts with what was there, if it writes
     /// what cannot be written, or if another process holds an image. Undo it then, and [`State::relax`].
     pub(super) fn settle(&self, before: &[Vec<Claim>]) -> Result<()> {
