@@ -54,6 +54,8 @@ enum Event {
     LookAfter,
     /// A client of a monitor gives a command.
     Monitor(Box<monitor::Request>),
+    /// A client of a monitor has had its turn, and has more to say.
+    Turn(monitor::Turn),
 }
 
 /// An export's number in this process; never used twice.
@@ -174,12 +176,16 @@ impl Daemon {
     }
 
     /// Where monitors put the commands that [`Daemon::run`] has carried out.
-    pub fn command_sink(&self) -> impl Fn(monitor::Request) + Send + Sync + use<> {
+    pub fn command_sink(&self) -> impl Fn(monitor::Errand) + Send + Sync + use<> {
         let sender = parking_lot::Mutex::new(self.sender.clone());
-        move |request| {
+        move |errand| {
+            let event = match errand {
+                monitor::Errand::Request(request) => Event::Monitor(request),
+                monitor::Errand::Turn(turn) => Event::Turn(turn),
+            };
             let sender = sender.lock().clone();
             // Fails when the main thread is past caring; the command is answered by being dropped.
-            let _ = sender.send(Event::Monitor(Box::new(request)));
+            let _ = sender.send(event);
         }
     }
 
@@ -436,6 +442,7 @@ impl Daemon {
             // Nothing begins any more; dropping it tells its client so.
             Event::Monitor(request) if self.ending && !request.is_quit() => drop(request),
             Event::Monitor(request) => attendant.carry_out(self, *request),
+            Event::Turn(turn) => turn.take(),
             Event::Control(Request::List, reply) => {
                 let exports = self.exports.values();
                 let exports = exports.map(|entry| entry.status(&self.graph)).collect();
