@@ -22,6 +22,7 @@ mod lock;
 mod node;
 mod permissions;
 mod range_queue;
+mod threshold;
 mod watch;
 
 pub use bitmap::{DirtyBitmap, Recorder};
@@ -36,6 +37,7 @@ pub use node::{
 };
 pub use permissions::Permissions;
 pub use range_queue::{RangeQueue, Turn};
+pub use threshold::{Exceeded, Threshold, WriteThreshold};
 pub use watch::{Edit, Edited, Watch, Watched};
 
 /// Bytes of a sector: the unit of every disk's size.

@@ -51,8 +51,12 @@ enum Event {
     Control(Request, Sender<Answer>),
     /// What belongs to more than the exports has ended.
     Over,
+    /// What belongs to more than the exports wants to be looked after.
+    LookAfter,
     /// A client of a monitor gives a command.
     Monitor(Box<monitor::Request>),
+    /// A client of a monitor has had its turn, and has more to say.
+    Turn(monitor::Turn),
 }
 
 /// An export's number in this process; never used twice.
@@ -173,12 +177,25 @@ impl Daemon {
     }
 
     /// Where monitors put the commands that [`Daemon::run`] has carried out.
-    pub fn command_sink(&self) -> impl Fn(monitor::Request) + Send + Sync + use<> {
+    pub fn command_sink(&self) -> impl Fn(monitor::Errand) + Send + Sync + use<> {
         let sender = parking_lot::Mutex::new(self.sender.clone());
-        move |request| {
+        move |errand| {
+            let event = match errand {
+                monitor::Errand::Request(request) => Event::Monitor(request),
+                monitor::Errand::Turn(turn) => Event::Turn(turn),
+            };
             let sender = sender.lock().clone();
             // Fails when the main thread is past caring; the command is answered by being dropped.
-            let _ = sender.send(Event::Monitor(Box::new(request)));
+            let _ = sender.send(event);
+        }
+    }
+
+    /// Has [`Attendant::look_after`] called by [`Daemon::run`], after what has come before.
+    pub fn errand(&self) -> impl Fn() + Send + Sync + use<> {
+        let sender = parking_lot::Mutex::new(self.sender.clone());
+        move || {
+            // Fails when the main thread is past caring.
+            let _ = sender.lock().send(Event::LookAfter);
         }
     }
 
@@ -443,9 +460,13 @@ impl Daemon {
                 }
             }
             Event::Over => self.lingering = false,
+            // The end closes everything anyway.
+            Event::LookAfter if self.ending => {}
+            Event::LookAfter => attendant.look_after(),
             // Nothing begins any more; dropping it tells its client so.
             Event::Monitor(request) if self.ending && !request.is_quit() => drop(request),
             Event::Monitor(request) => attendant.carry_out(self, *request),
+            Event::Turn(turn) => turn.take(),
             Event::Control(Request::List, reply) => {
                 let exports = self.exports.values();
                 let exports = exports.map(|entry| entry.status(&self.graph)).collect();

@@ -104,11 +104,6 @@ fn every_note_is_about_something() {
             "nobody has {place}, of which is said: {note}"
         );
     }
-    let told = notes::NOTES
-        .iter()
-        .any(|(place, _)| *place == "BLOCK_WRITE_THRESHOLD");
-    let asked_for = ours.contains_key("block-set-write-threshold");
-    assert_ne!(told, asked_for, "whether BLOCK_WRITE_THRESHOLD is sent");
 }
 
 /// Where both have something, a client may send the one what it sends the other.

@@ -13,6 +13,7 @@ use crate::host::{Aio, HostFile, HostKind, Opener, Options};
 use crate::lock::{ImageLock, Locking};
 use crate::node::{Access, BlockStatus, Extent, Limits, LocalFuture, Node, Resize, Zeroes};
 use crate::permissions::Permissions;
+use crate::threshold::WriteThreshold;
 use crate::{SECTOR, check_range, io};
 
 /// What to do with space that is not needed any more.
@@ -71,6 +72,8 @@ pub struct FileNode {
     detect_zeroes: DetectZeroes,
     /// Shared with those that the same file was opened as before: it is locked once.
     lock: Arc<ImageLock>,
+    /// In here and not around it, as an image that is open cannot be put on another node. Shared as the lock is.
+    threshold: Arc<WriteThreshold>,
     /// Whether anybody uses it. Written by the graph only.
     used: Mutex<bool>,
 }
@@ -88,7 +91,7 @@ pub fn open_host_device(config: &FileConfig) -> Result<Arc<FileNode>> {
 fn open(config: &FileConfig, kind: HostKind, driver: &'static str) -> Result<Arc<FileNode>> {
     let host = open_host(config, kind, config.filename.clone())?;
     let lock = ImageLock::new(host.fd().clone(), host.path().to_owned(), config.locking);
-    let node = with_lock(host, driver, config, Arc::new(lock));
+    let node = with_lock(host, driver, config, Arc::new(lock), Arc::default());
     node.set_permissions(Permissions::NONE, Permissions::ALL)?;
     Ok(Arc::new(node))
 }
@@ -111,6 +114,7 @@ fn with_lock(
     driver: &'static str,
     config: &FileConfig,
     lock: Arc<ImageLock>,
+    threshold: Arc<WriteThreshold>,
 ) -> FileNode {
     FileNode {
         host,
@@ -118,6 +122,7 @@ fn with_lock(
         discard: config.discard,
         detect_zeroes: config.detect_zeroes,
         lock,
+        threshold,
         config: config.clone(),
         used: Mutex::new(false),
     }
@@ -150,7 +155,29 @@ impl FileNode {
             return Err(Error::new(Kind::Invalid, message));
         }
         let lock = Arc::clone(&self.lock);
-        Ok(Arc::new(with_lock(host, self.driver, &config, lock)))
+        let threshold = Arc::clone(&self.threshold);
+        Ok(Arc::new(with_lock(
+            host,
+            self.driver,
+            &config,
+            lock,
+            threshold,
+        )))
+    }
+
+    /// What notices writes beyond a byte, of this node and of those that the same file is [reopened](Self::reopen) as.
+    /// [`Kind::Busy`] if the kernel writes the file by itself ([`Node::plain_file`]), which nobody notices.
+    pub fn write_threshold(&self) -> Result<&Arc<WriteThreshold>> {
+        match self.host.grows_unseen() {
+            false => Ok(&self.threshold),
+            true => {
+                let path = self.host.path();
+                let message = format!(
+                    "'{path}' is written by the kernel itself, unseen by its node (passthrough)"
+                );
+                Err(Error::new(Kind::Busy, message))
+            }
+        }
     }
 
     /// The open file itself.
@@ -172,6 +199,7 @@ impl FileNode {
         if let Err(error) = self.check(offset, len) {
             return (Err(error), buf);
         }
+        self.threshold.note(offset, len);
         if self.detect_zeroes == DetectZeroes::Off || !io::is_zero(buf.as_slice()) {
             return self.host.write(offset, buf).await;
         }
@@ -184,6 +212,7 @@ impl FileNode {
 
     async fn zero(&self, offset: u64, len: u64, how: Zeroes) -> Result<()> {
         self.check(offset, len)?;
+        self.threshold.note(offset, len);
         let range = offset..offset + len;
         self.host.write_zeroes(range, self.may_unmap(how)).await
     }
@@ -231,6 +260,9 @@ impl Node for FileNode {
         if write && self.host.read_only() {
             return Err("the image is open for reading only".to_owned());
         }
+        if write && self.threshold.get() != 0 {
+            return Err("its writes are watched (block-set-write-threshold)".to_owned());
+        }
         let file = self.host.open_again().map_err(|error| error.to_string())?;
         let (used, alone) = match write {
             true => (
@@ -252,6 +284,9 @@ impl Node for FileNode {
             && (self.host.read_only() || self.detect_zeroes != DetectZeroes::Off);
         if work || check_range(self.size(), offset, len).is_err() {
             return Extent::Work { len };
+        }
+        if access == Access::Write {
+            self.threshold.note(offset, len);
         }
         Extent::Host {
             file: &self.host,
@@ -281,7 +316,10 @@ impl Node for FileNode {
             self.check(offset, len)?;
             match self.discard {
                 Discard::Ignore => Ok(()),
-                Discard::Unmap => self.host.discard(offset..offset + len).await,
+                Discard::Unmap => {
+                    self.threshold.note(offset, len);
+                    self.host.discard(offset..offset + len).await
+                }
             }
         })
     }

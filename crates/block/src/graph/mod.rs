@@ -147,6 +147,11 @@ impl Graph {
             .is_ok_and(state::Entry::is_nameless)
     }
 
+    /// Whether somebody writes the node or may: a user of it or of a node above, or a node above that keeps its tables there.
+    pub fn is_written(&self, name: &str) -> Result<bool> {
+        self.0.lock().is_written(name)
+    }
+
     /// The names of those who use a node itself, in the order in which they came.
     pub fn users(&self, name: &str) -> Result<Vec<String>> {
         let state = self.0.lock();

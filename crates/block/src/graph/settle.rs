@@ -51,6 +51,13 @@ impl State {
         Claims { indices, all }
     }
 
+    /// Whether somebody does more with a node than read it.
+    pub(super) fn is_written(&self, name: &str) -> Result<bool> {
+        let index = self.find(name)?;
+        let (used, _) = claims::fold(self.claims_around(index).on(index));
+        Ok(!(used & !Permissions::CONSISTENT_READ).is_empty())
+    }
+
     /// Something was added since the claims were `before`: refused if that conflicts with what was there, if it writes
     /// what cannot be written, or if another process holds an image. Undo it then, and [`State::relax`].
     pub(super) fn settle(&self, before: &Claims) -> Result<()> {

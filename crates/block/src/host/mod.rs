@@ -141,6 +141,11 @@ impl HostFile {
         self.0.size.load(Ordering::Relaxed)
     }
 
+    /// Whether others write the file.
+    pub(crate) fn grows_unseen(&self) -> bool {
+        self.0.grows_unseen.load(Ordering::Relaxed)
+    }
+
     /// Whether from now on the file may grow by what others write, so that its size is looked up each time.
     pub(crate) fn set_grows_unseen(&self, unseen: bool) {
         self.0.grows_unseen.store(unseen, Ordering::Relaxed);

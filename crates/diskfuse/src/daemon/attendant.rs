@@ -14,6 +14,9 @@ pub trait Attendant {
     /// An export has ended and left nothing behind.
     fn export_gone(&mut self, id: &str);
 
+    /// What [`Daemon::errand`] asked for.
+    fn look_after(&mut self);
+
     /// No command is taken any more.
     fn hang_up(&mut self);
 
@@ -42,6 +45,8 @@ impl Attendant for Nobody {
     }
 
     fn export_gone(&mut self, _: &str) {}
+
+    fn look_after(&mut self) {}
 
     fn hang_up(&mut self) {}
 

@@ -98,7 +98,7 @@ fn run(name: &str, arguments: Vec<OsString>) -> Result<ExitCode> {
     let objects = Objects::new(settings.choice());
     let monitors = Monitors::new(daemon.command_sink());
     let nodes = Nodes::new(daemon.graph().clone(), objects.clone(), monitors.clone());
-    commands = Commands::new(nodes, objects, monitors);
+    commands = Commands::new(nodes, objects, monitors, daemon.errand());
     for (directive, words) in directives.into_iter().zip(split(words)) {
         carry_out(directive, &settings, &mut commands, &mut daemon)
             .map_err(|error| Error::Refused(format!("{}: {error}", Plain(&words))))?;

@@ -161,7 +161,8 @@ pub const NOTES: &[(&str, &str)] = &[
          `msg` says where",
     ),
     (
-        "BLOCK_WRITE_THRESHOLD",
-        "never sent as long as `block-set-write-threshold` is not built",
+        "block-set-write-threshold",
+        "refused for what stands right below a qcow2 image and is no file or host device, and for a file that the kernel writes by \
+         itself (`passthrough`)",
     ),
 ];

@@ -97,6 +97,11 @@ pub fn of_job(event: JobEvent) -> Event {
     }
 }
 
+/// Whether a job has given back what it used.
+pub fn is_end(event: &JobEvent) -> bool {
+    matches!(event, JobEvent::StatusChange { status, .. } if *status == diskfuse_jobs::Status::Concluded)
+}
+
 /// For `query-jobs`.
 pub fn job_info(info: diskfuse_jobs::JobInfo) -> JobInfo {
     JobInfo {

@@ -63,8 +63,8 @@ fn begin(host: &Commands, start: Start) -> Result<()> {
     Ok(())
 }
 
-/// `block-stream`.
-pub fn stream(host: &Commands, what: &BlockStream) -> Result<()> {
+/// `block-stream`. The image is opened for writing if it is not, as one below another.
+pub fn stream(host: &mut Commands, what: &BlockStream) -> Result<()> {
     live::find(&host.nodes, &what.device)?;
     let given = [&what.base, &what.base_node, &what.bottom];
     if given.iter().filter(|end| end.is_some()).count() > 1 {
@@ -84,14 +84,14 @@ pub fn stream(host: &Commands, what: &BlockStream) -> Result<()> {
         on_error: on_error(what.on_error),
         ..StreamConfig::new(common!(what).config(None)?, &what.device)
     };
-    begin(
-        host,
-        diskfuse_jobs::stream(&host.jobs, &host.nodes.graph, config)?,
-    )
+    with_writable(host, std::slice::from_ref(&what.device), |host| {
+        let start = diskfuse_jobs::stream(&host.jobs, &host.nodes.graph, config)?;
+        begin(host, start)
+    })
 }
 
 /// `block-commit`. The base, and an image above the top, are opened for writing if they are not.
-pub fn commit(host: &Commands, what: &BlockCommit) -> Result<()> {
+pub fn commit(host: &mut Commands, what: &BlockCommit) -> Result<()> {
     live::find(&host.nodes, &what.device)?;
     if what.base.is_some() && what.base_node.is_some() {
         return Err(Error::refused(
@@ -124,35 +124,51 @@ pub fn commit(host: &Commands, what: &BlockCommit) -> Result<()> {
     // A relative name may mean another file by now: in the background a daemon goes elsewhere.
     let hides = hides.map(PathBuf::from).filter(|file| file.is_absolute());
     let unsay = hides.map(|file| overlay::block_commit(&file));
-    let mut changed = Vec::new();
-    let started = open_for_writing(host, &writes, &mut changed)
-        .and_then(|()| {
-            Ok(diskfuse_jobs::commit(
-                &host.jobs,
-                &host.nodes.graph,
-                config,
-            )?)
-        })
-        .and_then(|start| begin(host, start));
-    if started.is_err() {
-        for name in changed.iter().rev() {
-            live::writable::undo(&host.nodes, name);
-        }
-        if let Some(unsay) = unsay {
-            unsay();
-        }
+    let started = with_writable(host, &writes, |host| {
+        let start = diskfuse_jobs::commit(&host.jobs, &host.nodes.graph, config)?;
+        begin(host, start)
+    });
+    if let (Err(_), Some(unsay)) = (&started, unsay) {
+        unsay();
     }
     started
 }
 
-/// Opens these nodes for writing if they are not, and notes in `changed` which were not, also before an error.
-fn open_for_writing(host: &Commands, names: &[String], changed: &mut Vec<String>) -> Result<()> {
-    for name in names {
-        if live::writable::make(&host.nodes, name)? {
-            changed.push(name.clone());
+/// Starts a job on nodes that are opened for writing for it, if they are not, and for reading only again when it is over or did
+/// not begin.
+fn with_writable(
+    host: &mut Commands,
+    names: &[String],
+    start: impl FnOnce(&Commands) -> Result<()>,
+) -> Result<()> {
+    let mut opened = Vec::new();
+    let open = |name: &String| {
+        opened.extend(live::writable::make(&host.nodes, name)?);
+        Ok(())
+    };
+    let started = names.iter().try_for_each(open).and_then(|()| start(host));
+    if started.is_err() {
+        for opened in opened.iter().rev() {
+            live::writable::undo(&host.nodes, opened);
+        }
+    } else {
+        host.opened.extend(opened);
+    }
+    started
+}
+
+/// Some job is over: what was opened for writing for it is opened for reading only, unless it is somebody's disk by now.
+pub fn close_opened(host: &mut Commands) {
+    let opened = std::mem::take(&mut host.opened);
+    for opened in opened {
+        let name = opened.node();
+        if host.jobs.job_on(name).is_some() {
+            // The last one closes it.
+            host.opened.push(opened);
+        } else if host.nodes.graph.bare(name).is_ok() {
+            live::writable::undo(&host.nodes, &opened);
         }
     }
-    Ok(())
 }
 
 /// `blockdev-backup`, ready to begin.

@@ -6,19 +6,21 @@ mod exports;
 mod jobs;
 mod nodes;
 mod objects;
+pub mod thresholds;
 mod transaction;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use diskfuse_block::Kind as ErrorKind;
-use diskfuse_jobs::Jobs;
+use diskfuse_jobs::{JobEvent, Jobs};
 use diskfuse_monitor::commands::Kind;
 use diskfuse_monitor::qmp::event::BlockExportDeleted;
 use diskfuse_monitor::{Command, ErrorClass, QmpError};
 use diskfuse_ring::{Config, Ring};
 use serde_json::{Value, json};
 
+use super::live::writable::Opened;
 use super::monitor::{Monitors, ReplyHandle, Request};
 use super::nodes::Nodes;
 use super::objects::Objects;
@@ -27,6 +29,7 @@ use crate::daemon::{Attendant, Daemon, Over};
 use crate::error::{Error, Result};
 use bitmaps::Bitmaps;
 use jobs::Ask;
+use thresholds::Thresholds;
 
 /// How long clients may take to read the last words.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -41,6 +44,9 @@ pub struct Commands {
     pub monitors: Monitors,
     jobs: Arc<Jobs>,
     bitmaps: Bitmaps,
+    thresholds: Thresholds,
+    /// Opened for writing for a job.
+    opened: Vec<Opened>,
     /// Who wants to know when all is over.
     leaving: Vec<ReplyHandle>,
 }
@@ -66,6 +72,10 @@ impl Attendant for Commands {
         self.monitors.emit(BlockExportDeleted { id: id.to_owned() });
     }
 
+    fn look_after(&mut self) {
+        jobs::close_opened(self);
+    }
+
     fn hang_up(&mut self) {
         self.monitors.hang_up();
     }
@@ -88,14 +98,30 @@ impl Attendant for Commands {
 
 impl Commands {
     /// Nothing but what the command line will add.
-    pub fn new(nodes: Nodes, objects: Objects, monitors: Monitors) -> Self {
+    ///
+    /// `look_after` has [`Attendant::look_after`] called on the main thread; it is called from any, and must not wait.
+    pub fn new(
+        nodes: Nodes,
+        objects: Objects,
+        monitors: Monitors,
+        look_after: impl Fn() + Send + Sync + 'static,
+    ) -> Self {
         let to = monitors.clone();
+        let listener = move |event: JobEvent| {
+            // First, so that it is done before a command of those who hear of the end.
+            if events::is_end(&event) {
+                look_after();
+            }
+            to.emit(events::of_job(event));
+        };
         Self {
             nodes,
             objects,
-            jobs: Arc::new(Jobs::new(move |event| to.emit(events::of_job(event)))),
+            jobs: Arc::new(Jobs::new(listener)),
             monitors,
             bitmaps: Bitmaps::default(),
+            thresholds: Thresholds::default(),
+            opened: Vec::new(),
             leaving: Vec::new(),
         }
     }
@@ -137,7 +163,11 @@ impl Commands {
             Command::BlockSetIoThrottle(what) => objects::throttle(self, what).map(nothing),
             Command::QueryNamedBlockNodes(what) => {
                 let flat = what.flat.unwrap_or(false);
-                query::named_block_nodes(&self.nodes, &self.bitmaps, flat).map(list)
+                query::named_block_nodes(&self.nodes, &self.bitmaps, &self.thresholds, flat)
+                    .map(list)
+            }
+            Command::BlockSetWriteThreshold(what) => {
+                self.thresholds.set(&self.nodes, what).map(nothing)
             }
             Command::QueryBlockstats(what) => match what.query_nodes {
                 Some(true) => query::blockstats(&self.nodes, &daemon.export_stats()).map(list),

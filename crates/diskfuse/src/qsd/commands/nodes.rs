@@ -42,6 +42,7 @@ pub fn delete(host: &mut Commands, what: &BlockdevDel) -> Result<()> {
     check_free(host, name)?;
     host.nodes.remove(name)?;
     host.bitmaps.forget(&host.nodes);
+    host.thresholds.forget(&host.nodes);
     Ok(())
 }
 
@@ -55,6 +56,7 @@ pub fn reopen(host: &mut Commands, daemon: &Daemon, what: &BlockdevReopen) -> Re
     live::reopen::reopen(&host.nodes, &what.options)?;
     host.bitmaps.forget(&host.nodes);
     host.bitmaps.resized(&host.nodes);
+    host.thresholds.forget(&host.nodes);
     daemon.sizes_changed();
     Ok(())
 }
@@ -63,6 +65,7 @@ pub fn reopen(host: &mut Commands, daemon: &Daemon, what: &BlockdevReopen) -> Re
 pub fn snapshot(host: &Commands, daemon: &Daemon, node: &str, overlay: &str) -> Result<()> {
     check_free(host, node)?;
     live::snapshot::snapshot(&host.nodes, node, overlay)?;
+    live::writable::seal(&host.nodes, node);
     daemon.sizes_changed();
     Ok(())
 }
@@ -117,7 +120,7 @@ pub fn resize(host: &Commands, daemon: &Daemon, what: &BlockResize) -> Result<()
 /// `change-backing-file`: the header of an image that is in use says another name.
 pub fn change_backing_file(host: &Commands, what: &ChangeBackingFile) -> Result<()> {
     let name = &what.image_node_name;
-    let image = live::find(&host.nodes, name)?;
+    live::find(&host.nodes, name)?;
     let edges = host.nodes.graph.edges(name)?;
     let Some((_, below)) = edges.iter().find(|(role, _)| *role == ChildRole::Backing) else {
         return Err(Error::refused(
@@ -132,7 +135,14 @@ pub fn change_backing_file(host: &Commands, what: &ChangeBackingFile) -> Result<
         name: what.backing_file.clone(),
         format: Some(format.to_owned()),
     };
-    Ok(host.nodes.run(image.change_backing(Some(backing)))??)
+    let opened = live::writable::make(&host.nodes, name)?;
+    // It is another one if it was opened anew.
+    let image = live::find(&host.nodes, name)?;
+    let changed = host.nodes.run(image.change_backing(Some(backing)));
+    if let Some(opened) = opened {
+        live::writable::undo(&host.nodes, &opened);
+    }
+    Ok(changed??)
 }
 
 /// `blockdev-create`.

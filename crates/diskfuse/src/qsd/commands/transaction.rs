@@ -37,6 +37,13 @@ pub fn run(host: &mut Commands, daemon: &Daemon, what: &Transaction) -> Result<(
     let outcome = carry_out(host, &what.actions, group.as_ref(), &mut drained, &mut undo);
     host.bitmaps.lend(Vec::new());
     daemon.sizes_changed();
+    if outcome.is_ok() {
+        for action in &what.actions {
+            if let Action::Snapshot(snapshot) = action {
+                live::writable::seal(&host.nodes, &snapshot.node);
+            }
+        }
+    }
     if outcome.is_err() {
         for step in undo.into_iter().rev() {
             if let Err(error) = take_back(host, step) {

@@ -1,4 +1,5 @@
-//! An image at the bottom of a chain opened for writing while it is in use (`block-commit`), and with it what holds it.
+//! Images below others: opened for writing while they are in use (`block-commit`), and for reading only when nobody writes them any
+//! more (`blockdev-snapshot`), with the file that holds them. Whoever writes a node keeps it as it is.
 
 use std::sync::Arc;
 
@@ -11,61 +12,98 @@ use super::find;
 use crate::error::{Error, Result};
 use crate::qsd::nodes::Nodes;
 
-/// Opens the node for writing, if it is not. Returns whether something was changed.
-pub fn make(nodes: &Nodes, name: &str) -> Result<bool> {
-    set(nodes, name, false)
+/// What was opened for writing, or is not to be written any more.
+pub struct Opened {
+    node: String,
+    /// The file that it stands on, if that is opened along with it.
+    file: Option<String>,
 }
 
-/// Opens it for reading only again; what goes wrong is written to the log.
-pub fn undo(nodes: &Nodes, name: &str) {
-    if let Err(error) = set(nodes, name, true) {
-        tracing::warn!("node '{name}' stays open for writing: {error}");
+impl Opened {
+    /// The node.
+    pub fn node(&self) -> &str {
+        &self.node
     }
 }
 
-fn set(nodes: &Nodes, name: &str, read_only: bool) -> Result<bool> {
+/// Opens the node for writing, and the file that it stands on. `None`: it is open for writing already.
+pub fn make(nodes: &Nodes, name: &str) -> Result<Option<Opened>> {
+    if !find(nodes, name)?.read_only() {
+        return Ok(None);
+    }
+    let file = file_of(nodes, name)?;
+    let file = match file {
+        Some(file) if nodes.graph.bare(&file)?.read_only() => Some(file),
+        _ => None,
+    };
+    let opened = Opened {
+        node: name.to_owned(),
+        file,
+    };
+    set(nodes, &opened, false)?;
+    Ok(Some(opened))
+}
+
+/// Opens a node for reading only that nobody writes any more, so that other processes may read it: an image, or a file. As with
+/// QEMU, a file that somebody has named is left to them. What goes wrong is written to the log.
+pub fn seal(nodes: &Nodes, name: &str) {
+    let file = file_of(nodes, name).ok().flatten();
+    let file = file.filter(|file| nodes.graph.is_nameless(file));
+    let node = name.to_owned();
+    undo(nodes, &Opened { node, file });
+}
+
+/// Opens for reading only again what was opened for writing, unless somebody writes it; what goes wrong is written to the log.
+pub fn undo(nodes: &Nodes, opened: &Opened) {
+    if let Err(error) = set(nodes, opened, true) {
+        tracing::warn!("node '{}' stays open for writing: {error}", opened.node);
+    }
+}
+
+fn file_of(nodes: &Nodes, name: &str) -> Result<Option<String>> {
+    let edges = nodes.graph.edges(name)?;
+    let mut files = edges
+        .into_iter()
+        .filter(|(role, _)| *role == ChildRole::File);
+    Ok(files.next().map(|(_, file)| file))
+}
+
+fn set(nodes: &Nodes, what: &Opened, read_only: bool) -> Result<()> {
+    let (name, graph) = (&what.node, &nodes.graph);
     let there = find(nodes, name)?;
     if there.read_only() == read_only {
-        return Ok(false);
+        return Ok(());
     }
-    let graph = &nodes.graph;
-    let file = graph.edges(name)?;
-    let file = file.into_iter().find(|(role, _)| *role == ChildRole::File);
-    let lowest = file.as_ref().map_or(name, |(_, file)| file);
-    let _drained = nodes.drain(lowest)?;
+    let is_image = downcast::<Qcow2Node>(&*there).is_some();
+    if read_only && !is_image && downcast::<FileNode>(&*there).is_none() {
+        // A filter holds nothing of its own.
+        return Ok(());
+    }
+    if read_only && !there.read_only() {
+        // Most of it before anybody has to wait.
+        nodes.run(there.flush())??;
+    }
+    let file = file_of(nodes, name)?;
+    let _drained = nodes.drain(file.as_ref().unwrap_or(name))?;
+    // Nobody comes from here on.
+    if read_only && graph.is_written(name)? {
+        return Ok(());
+    }
     let mut changes = Vec::new();
     let file = match file {
         None => None,
-        Some((_, name)) => {
-            let bare = graph.bare(&name)?;
-            Some(match bare.read_only() == read_only {
-                true => graph.get(&name)?,
-                false => {
-                    let with = reopen_file(&name, &*bare, read_only)?;
-                    changes.push(Change::Swap {
-                        node: name,
-                        with: Arc::clone(&with),
-                    });
-                    with
-                }
-            })
+        Some(file) if what.file.as_ref() != Some(&file) => Some(graph.get(&file)?),
+        Some(file) => {
+            let with = reopen_file(&file, &*graph.bare(&file)?, read_only)?;
+            changes.push(Change::Swap {
+                node: file,
+                with: Arc::clone(&with),
+            });
+            Some(with)
         }
     };
     let with = match (downcast::<Qcow2Node>(&*there), file) {
-        (Some(image), Some(file)) => {
-            let config = Qcow2Config {
-                read_only,
-                ..image.config().clone()
-            };
-            let children = Children {
-                file,
-                ..image.children()
-            };
-            let nothing = async |_: &dyn Node| Ok(());
-            let (done, opened) = nodes.run(image.while_closed(&config, children, nothing))??;
-            done?;
-            opened?
-        }
+        (Some(image), Some(file)) => open_again(nodes, image, file, read_only)?,
         _ => reopen_file(name, &*there, read_only)?,
     };
     if with.read_only() != read_only {
@@ -78,7 +116,27 @@ fn set(nodes: &Nodes, name: &str, read_only: bool) -> Result<bool> {
         with,
     });
     graph.change(&changes)?;
-    Ok(true)
+    Ok(())
+}
+
+fn open_again(
+    nodes: &Nodes,
+    image: &Qcow2Node,
+    file: Arc<dyn Node>,
+    read_only: bool,
+) -> Result<Arc<dyn Node>> {
+    let config = Qcow2Config {
+        read_only,
+        ..image.config().clone()
+    };
+    let children = Children {
+        file,
+        ..image.children()
+    };
+    let nothing = async |_: &dyn Node| Ok(());
+    let (done, opened) = nodes.run(image.while_closed(&config, children, nothing))??;
+    done?;
+    Ok(opened?)
 }
 
 fn reopen_file(name: &str, node: &dyn Node, read_only: bool) -> Result<Arc<dyn Node>> {

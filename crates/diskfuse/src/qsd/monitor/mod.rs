@@ -22,7 +22,7 @@ use diskfuse_monitor::{ChardevBackend, ChardevOptions, Command, Event, MonitorOp
 use parking_lot::Mutex;
 
 pub use fds::FdSets;
-pub use session::ReplyHandle;
+pub use session::{ReplyHandle, Turn};
 
 use crate::error::{Error, Result};
 use chardev::Chardev;
@@ -56,8 +56,16 @@ impl Request {
     }
 }
 
-/// Where requests go. Called from the monitors' threads and from whoever answers a command; must not block.
-type Sink = dyn Fn(Request) + Send + Sync;
+/// What a monitor wants of whoever carries commands out.
+pub enum Errand {
+    /// A command.
+    Request(Box<Request>),
+    /// That a client's conversation goes on, behind what others want.
+    Turn(Turn),
+}
+
+/// Where errands go. Called from the monitors' threads and from whoever answers a command; must not block.
+type Sink = dyn Fn(Errand) + Send + Sync;
 
 /// All monitors of the process. Clones are the same ones.
 #[derive(Clone)]
@@ -85,7 +93,7 @@ struct Entry {
 
 impl Monitors {
     /// None yet. `sink` gets each command that is not about a conversation itself; it must not block.
-    pub fn new(sink: impl Fn(Request) + Send + Sync + 'static) -> Self {
+    pub fn new(sink: impl Fn(Errand) + Send + Sync + 'static) -> Self {
         Self {
             inner: Arc::new(Inner {
                 sink: Box::new(sink),

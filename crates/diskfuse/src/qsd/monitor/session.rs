@@ -18,10 +18,13 @@ use serde_json::Value;
 
 use super::output::{Kind, Output};
 use super::stream::Stream;
-use super::{Inner, MonitorId, Request};
+use super::{Errand, Inner, MonitorId, Request};
 
 /// Requests that may wait for their turn; then no more are read. As many as in QEMU.
 const MOST_REQUESTS: usize = 8;
+
+/// Commands about the conversation that whoever has answered another one carries out before it goes on with what others want.
+const AT_ONCE: usize = 1;
 
 /// Bytes of answers and events that may wait for the client before no more requests are read.
 const MOST_UNREAD: usize = 256 << 10;
@@ -76,7 +79,7 @@ impl ReplyHandle {
     fn answer(&mut self, outcome: Result<Value, QmpError>) {
         if !std::mem::replace(&mut self.answered, true) {
             self.session.answer(outcome, self.id.take());
-            self.session.next_one();
+            self.session.next_one(AT_ONCE);
         }
     }
 }
@@ -85,6 +88,16 @@ impl Drop for ReplyHandle {
     fn drop(&mut self) {
         let message = "The process ended before the command was carried out";
         self.answer(Err(QmpError::generic(message)));
+    }
+}
+
+/// A client's turn to have its next command carried out.
+pub struct Turn(Arc<Session>);
+
+impl Turn {
+    /// Takes it. Waits for nobody.
+    pub fn take(self) {
+        self.0.next_one(AT_ONCE);
     }
 }
 
@@ -196,7 +209,8 @@ impl Session {
         }
         state.waiting.push_back(message);
         drop(state);
-        self.next_one();
+        // On the client's own thread it may take as long as it likes.
+        self.next_one(usize::MAX);
     }
 
     /// Carries out a request that is to overtake others; only such go there as are answered at once.
@@ -215,9 +229,10 @@ impl Session {
         self.send(Kind::Answer, &reply::reply(outcome, id));
     }
 
-    /// Carries out what waits, until something is for somebody else, or nothing waits.
-    fn next_one(self: &Arc<Self>) {
-        loop {
+    /// Carries out what waits, until something is for somebody else, or nothing waits, or `at_once` commands have been carried out:
+    /// then it asks for another turn, so that a client who never stops cannot keep the thread for itself.
+    fn next_one(self: &Arc<Self>, at_once: usize) {
+        for _ in 0..at_once {
             let mut state = self.state.lock();
             if state.busy || self.inner.closing.load(Ordering::SeqCst) {
                 return;
@@ -239,15 +254,21 @@ impl Session {
                         id,
                         answered: false,
                     };
-                    (self.inner.sink)(Request {
+                    (self.inner.sink)(Errand::Request(Box::new(Request {
                         command,
                         reply,
                         monitor: self.monitor,
-                    });
+                    })));
                     return;
                 }
             };
             self.answer(answer, id);
+        }
+        let state = self.state.lock();
+        let goes_on = !state.busy && !state.waiting.is_empty();
+        drop(state);
+        if goes_on {
+            (self.inner.sink)(Errand::Turn(Turn(Arc::clone(self))));
         }
     }
 
@@ -359,3 +380,6 @@ fn is_oob(message: &Result<Value, QmpError>) -> bool {
         .as_ref()
         .is_ok_and(|message| message.get("exec-oob").is_some())
 }
+
+#[cfg(test)]
+mod tests;

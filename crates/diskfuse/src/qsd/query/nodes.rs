@@ -10,18 +10,20 @@ use diskfuse_monitor::{BlockDriver, BlockdevOptions};
 
 use crate::error::{Error, Result};
 use crate::qsd::commands::bitmaps::Bitmaps;
+use crate::qsd::commands::thresholds::Thresholds;
 use crate::qsd::nodes::Nodes;
 
 /// Every node, the youngest first. Unless `flat`, each tells of the images below it as well.
 pub fn named_block_nodes(
     nodes: &Nodes,
     bitmaps: &Bitmaps,
+    thresholds: &Thresholds,
     flat: bool,
 ) -> Result<Vec<BlockDeviceInfo>> {
     let names = nodes.graph.names();
     let mut all = Vec::new();
     for name in names.iter().rev() {
-        match one(nodes, bitmaps, name, flat) {
+        match one(nodes, bitmaps, thresholds, name, flat) {
             // A job may have taken it out since.
             Err(_) if nodes.graph.bare(name).is_err() => {}
             told => all.push(told?),
@@ -30,7 +32,13 @@ pub fn named_block_nodes(
     Ok(all)
 }
 
-fn one(nodes: &Nodes, bitmaps: &Bitmaps, name: &str, flat: bool) -> Result<BlockDeviceInfo> {
+fn one(
+    nodes: &Nodes,
+    bitmaps: &Bitmaps,
+    thresholds: &Thresholds,
+    name: &str,
+    flat: bool,
+) -> Result<BlockDeviceInfo> {
     let node = nodes.graph.bare(name)?;
     let options = nodes.options(name);
     let image = image(nodes, name, !flat)?;
@@ -63,7 +71,8 @@ fn one(nodes: &Nodes, bitmaps: &Bitmaps, name: &str, flat: bool) -> Result<Block
             direct: cache.direct,
             no_flush: cache.no_flush,
         },
-        write_threshold: 0,
+        // QMP's integers have a sign, and QEMU shows the bits.
+        write_threshold: thresholds.of(nodes, name)?.cast_signed(),
         dirty_bitmaps: bitmaps.of(name),
     })
 }
