@@ -127,9 +127,11 @@ impl File {
         }
     }
 
-    /// It has been opened once more.
-    pub(crate) fn opened(&self) {
-        self.opens.fetch_add(1, Ordering::SeqCst);
+    /// It is opened once more; false if there is nothing any more that it could show.
+    pub(crate) fn opened(&self) -> bool {
+        self.right.use_if_there(|| {
+            self.opens.fetch_add(1, Ordering::SeqCst);
+        })
     }
 
     /// It has been closed once. True if nobody has it open now.

@@ -28,6 +28,29 @@ impl Right {
         self.0.lock().attachment.is_some()
     }
 
+    /// Whether it is there; then `count` notes somebody who uses it, before it can be taken back.
+    pub(crate) fn use_if_there(&self, count: impl FnOnce()) -> bool {
+        let state = self.0.lock();
+        let is_there = state.attachment.is_some();
+        if is_there {
+            count();
+        }
+        is_there
+    }
+
+    /// Takes it back unless it is `used`, and says whether. Nobody begins to use it meanwhile.
+    pub(crate) fn take_back_unless(&self, used: impl FnOnce() -> bool) -> bool {
+        let attachment = {
+            let mut state = self.0.lock();
+            if used() {
+                return false;
+            }
+            state.attachment.take()
+        };
+        drop(attachment);
+        true
+    }
+
     /// The export does not use the node any more.
     pub(crate) fn take_back(&self) {
         let attachment = self.0.lock().attachment.take();
@@ -76,5 +99,42 @@ impl Drop for Resizing<'_> {
             // Less than before meets no conflict.
             tracing::warn!(%error, "cannot give back the right to resize");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use diskfuse_block::Graph;
+    use diskfuse_block::drivers::{NullConfig, open_null};
+    use diskfuse_block::graph::User;
+
+    use super::*;
+
+    #[test]
+    fn what_is_used_is_not_taken_back_and_what_is_gone_is_not_used() {
+        let graph = Graph::new();
+        let node = open_null(&NullConfig::default()).unwrap();
+        graph.insert(Some("n"), node, &[]).unwrap();
+        let user = User {
+            name: "somebody".to_owned(),
+            perm: Permissions::READER,
+            shared: Permissions::ALL,
+            drain: None,
+            follows: true,
+        };
+        let right = Right::default();
+        right.give(graph.attach("n", user).unwrap());
+        let users = Cell::new(0);
+        let count = || users.set(users.get() + 1);
+        assert!(right.use_if_there(count));
+        assert!(!right.take_back_unless(|| users.get() > 0));
+        assert_eq!(graph.users("n").unwrap().len(), 1);
+        users.set(0);
+        assert!(right.take_back_unless(|| users.get() > 0));
+        assert!(graph.users("n").unwrap().is_empty());
+        assert!(!right.use_if_there(count));
+        assert_eq!(users.get(), 0);
     }
 }

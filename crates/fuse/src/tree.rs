@@ -247,12 +247,11 @@ impl Tree {
         let Some(file) = inodes.file(ino) else {
             return !inodes.has_files(ino);
         };
-        if file.is_open() {
+        if !file.right.take_back_unless(|| file.is_open()) {
             self.behind.store(true, Ordering::SeqCst);
             tracing::warn!(export = %self.id, file = %name.display(), "it is gone from the disk, and stays until it is closed");
             return false;
         }
-        file.right.take_back();
         if let Some(directory) = inodes.directories.get_mut(&parent) {
             directory.gone.insert(name.to_owned(), ino);
         }

@@ -35,6 +35,9 @@ pub struct Daemon {
     pub answered: Instant,
 }
 
+/// How often one that is ending is asked again.
+const AGAIN: Duration = Duration::from_millis(20);
+
 /// Everything that listens in a folder.
 #[derive(Debug, Default)]
 pub struct Daemons {
@@ -112,6 +115,24 @@ fn silence(socket: &Path, error: &io::Error) -> String {
 /// What the daemon behind a socket serves, and when it said so; `None` if there is no daemon any more.
 fn ask(socket: &Path, patience: Duration) -> io::Result<Option<(Instant, Vec<ExportStatus>)>> {
     let deadline = Instant::now() + patience;
+    loop {
+        match ask_once(socket, deadline)? {
+            // What it shows is gone in a moment, and so is it.
+            Some(Said::Ending) if Instant::now() + AGAIN < deadline => std::thread::sleep(AGAIN),
+            Some(Said::Ending) => return Err(io::Error::other("the daemon is ending")),
+            Some(Said::Exports(exports)) => return Ok(Some((Instant::now(), exports))),
+            None => return Ok(None),
+        }
+    }
+}
+
+/// What a daemon says.
+enum Said {
+    Exports(Vec<ExportStatus>),
+    Ending,
+}
+
+fn ask_once(socket: &Path, deadline: Instant) -> io::Result<Option<Said>> {
     let mut stream = match connect(socket) {
         Ok(stream) => stream,
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
@@ -124,7 +145,8 @@ fn ask(socket: &Path, patience: Duration) -> io::Result<Option<(Instant, Vec<Exp
     };
     send(&mut stream, &Request::List)?;
     match read_answer(&mut stream, deadline) {
-        Ok(Answer::Exports { exports }) => Ok(Some((Instant::now(), exports))),
+        Ok(Answer::Exports { exports }) => Ok(Some(Said::Exports(exports))),
+        Ok(Answer::Ending) => Ok(Some(Said::Ending)),
         Ok(Answer::Failed { message }) => Err(io::Error::other(message)),
         Ok(Answer::Unmounted { .. } | Answer::Busy) => Err(io::ErrorKind::InvalidData.into()),
         // It ended while we asked.
@@ -210,6 +232,7 @@ impl Daemon {
                 Ok(Outcome::Unmounted)
             }
             Ok(Answer::Busy) => Ok(Outcome::Busy),
+            Ok(Answer::Ending) => Err(Error::refused("The daemon is ending already")),
             Ok(Answer::Failed { message }) => Err(Error::refused(message)),
             Ok(Answer::Exports { .. }) => Err(Error::refused(format!(
                 "{}: the answer makes no sense",
@@ -345,6 +368,25 @@ mod tests {
             })
         };
         Server::start(folder, Arc::new(handler)).unwrap()
+    }
+
+    /// Nobody is told that somebody does not answer because a daemon is just ending.
+    #[test]
+    fn a_daemon_that_is_ending_is_waited_for() {
+        let folder = folder();
+        let server = Server::start(folder.path(), Arc::new(|_| None)).unwrap();
+        let end = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(100));
+            drop(server);
+        });
+        let found = find(folder.path()).unwrap();
+        assert!(found.answering.is_empty());
+        assert_eq!(found.silent, [""; 0]);
+        end.join().unwrap();
+        let server = Server::start(folder.path(), Arc::new(|_| None)).unwrap();
+        let found = find_within(folder.path(), Duration::from_millis(200)).unwrap();
+        assert_eq!(found.silent.len(), 1, "it goes on for too long");
+        drop(server);
     }
 
     #[test]

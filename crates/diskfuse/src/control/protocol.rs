@@ -47,6 +47,8 @@ pub enum Unmount {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "answer", rename_all = "kebab-case")]
 pub enum Answer {
+    /// To anything: the daemon has begun to end, and will not do it.
+    Ending,
     /// To [`Request::List`].
     Exports {
         /// In the order in which they were started.

@@ -162,9 +162,7 @@ fn serve(mut stream: UnixStream, handler: &Handler) -> io::Result<()> {
             message: format!("not a request: {error}"),
         }),
     };
-    let answer = answer.unwrap_or_else(|| Answer::Failed {
-        message: "the daemon is ending".to_owned(),
-    });
+    let answer = answer.unwrap_or(Answer::Ending);
     let mut line = serde_json::to_vec(&answer)?;
     line.push(b'\n');
     stream.write_all(&line)

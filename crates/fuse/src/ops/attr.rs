@@ -105,17 +105,20 @@ async fn truncate(queue: &Queue, file: &Local, size: u64) -> Result<(), i32> {
 /// `cat image > export` works.
 pub(super) async fn open(queue: &Queue, file: &Local, slot: &mut SlotBuf, flags: u32) -> Answer {
     let mode = flags & libc::O_ACCMODE as u32;
-    if !file.file.right.is_there() {
-        // The kernel remembered a name that is gone.
-        return Err(libc::ESTALE);
-    }
     if !file.file.writable && mode != libc::O_RDONLY as u32 {
         return Err(libc::EACCES);
     }
-    if file.file.growable && flags & libc::O_TRUNC as u32 != 0 {
-        truncate(queue, file, 0).await?;
+    if !file.file.opened() {
+        // The kernel remembered a name that is gone.
+        return Err(libc::ESTALE);
     }
-    file.file.opened();
+    if file.file.growable
+        && flags & libc::O_TRUNC as u32 != 0
+        && let Err(errno) = truncate(queue, file, 0).await
+    {
+        super::names::release(queue, file).await;
+        return Err(errno);
+    }
     if let Some(id) = queue.shared.backing.get().and_then(Backing::id) {
         return Ok(slot.put_struct(&OpenOut {
             open_flags: fopen::PASSTHROUGH,
