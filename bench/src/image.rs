@@ -108,17 +108,19 @@ pub fn write_raw(path: &Path, mebibytes: u64) -> Result<()> {
 
 /// Runs qemu-img. Not ours: no contender shall have made the image that all are measured on.
 pub fn qemu_img(arguments: &[&OsStr]) -> Result<()> {
-    let output = Command::new("qemu-img")
-        .args(arguments)
-        .output()
-        .map_err(|_| Error::Missing {
-            program: "qemu-img",
-            install: "apt-get install qemu-utils",
-        })?;
+    let mut command = Command::new("qemu-img");
+    command.args(arguments);
+    tool("qemu-img", "apt-get install qemu-utils", command)
+}
+
+/// Runs the `program` that `command` calls, whose failure is told in its own words; `install` is how one gets it.
+pub fn tool(program: &'static str, install: &'static str, mut command: Command) -> Result<()> {
+    let missing = |_| Error::Missing { program, install };
+    let output = command.output().map_err(missing)?;
     match output.status.success() {
         true => Ok(()),
         false => Err(Error::Usage(format!(
-            "qemu-img: {}",
+            "{program}: {}",
             String::from_utf8_lossy(&output.stderr).trim()
         ))),
     }

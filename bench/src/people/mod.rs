@@ -16,6 +16,7 @@ use serde::Serialize;
 
 use crate::cli::People;
 use crate::error::{At, Error, Result};
+use crate::image::tool;
 use crate::line_up;
 use crate::machine::Machine;
 
@@ -93,17 +94,7 @@ fn partition(path: &Path, mebibytes: u64, count: u32) -> Result<()> {
         .args(["-q", "--no-tell-kernel"])
         .arg(path)
         .stdin(input);
-    let output = sfdisk.output().map_err(|_| Error::Missing {
-        program: "sfdisk",
-        install: "apt-get install fdisk",
-    })?;
-    match output.status.success() {
-        true => Ok(()),
-        false => Err(Error::Usage(format!(
-            "sfdisk: {}",
-            String::from_utf8_lossy(&output.stderr).trim()
-        ))),
-    }
+    tool("sfdisk", "apt-get install fdisk", sfdisk)
 }
 
 /// `path` with something appended to its name.

@@ -113,6 +113,11 @@ impl Meta {
         self.backing.lock().clone()
     }
 
+    /// Whether the header names a file below.
+    pub fn names_backing(&self) -> bool {
+        self.backing.lock().is_some()
+    }
+
     /// Names another file below, or none, in the header. Everything that the image must have before was committed.
     pub async fn change_backing(&self, backing: Option<Backing>) -> Result<()> {
         self.check_writable()?;

@@ -54,12 +54,12 @@ impl Qcow2Node {
     /// Whether the image names a file below it, but was opened without: what it has nothing of reads as zeroes, but not the next
     /// time.
     pub(super) fn stands_on_less_than_named(&self) -> bool {
-        self.backing.is_none() && self.meta.backing().is_some()
+        self.backing.is_none() && self.meta.names_backing()
     }
 
     /// Whether what it has nothing of reads as zeroes, now and later.
     fn stands_alone(&self) -> bool {
-        self.backing.is_none() && self.meta.backing().is_none()
+        self.backing.is_none() && !self.meta.names_backing()
     }
 
     /// Has the image itself hold what reads as zeroes.
