@@ -161,7 +161,12 @@ fn top_copies_what_the_overlay_holds_itself() {
 fn zeroes_stay_when_the_target_gets_its_backing_file() {
     run(async {
         for options in ["", "compat=0.10", "extended_l2=on", "cluster_size=4096"] {
-            for sync in [BackupSync::Top, BackupSync::Bitmap] {
+            // Also one that does not name it yet.
+            for (sync, below) in [
+                (BackupSync::Top, Some("base")),
+                (BackupSync::Bitmap, Some("base")),
+                (BackupSync::Bitmap, None),
+            ] {
                 let lab = Lab::new();
                 let size = 4 * MIB + 4096;
                 lab.raw("base", size);
@@ -177,7 +182,7 @@ fn zeroes_stay_when_the_target_gets_its_backing_file() {
                     .await
                     .unwrap();
                 lab.fill("src", 2 * MIB, &[2; 4096]).await;
-                lab.qcow2("dst", size, options, Some("base")).await;
+                lab.qcow2("dst", size, options, below).await;
                 let path = lab.path("dst.qcow2");
                 close(&lab, "dst").await;
                 lab.open_qcow2("alone", &path, None).await;

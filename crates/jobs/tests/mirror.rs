@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use diskfuse_block::drivers::{RawConfig, ThrottleGroup, ThrottleLimits, open_raw, open_throttle};
-use diskfuse_block::{Kind, Resize};
+use diskfuse_block::{Kind, Resize, Zeroes};
 use diskfuse_jobs::{CopyMode, Job, JobConfig, MirrorConfig, MirrorSync, OnError, Status, mirror};
 use diskfuse_ring::{JoinHandle, sleep, spawn};
 use support::faulty::Faulty;
@@ -451,4 +451,53 @@ fn a_target_that_fails_for_good_fails_the_job() {
         busy(&guest, 10).await;
         guest.stop();
     });
+}
+
+/// A target that is opened without the backing file that it gets later, whether it names it or not: zeroes of the source's topmost image are held by it, those that were
+/// there and those that a guest writes meanwhile.
+#[test]
+fn zeroes_stay_when_the_target_gets_its_backing_file() {
+    run(async {
+        for (copy_mode, below) in [
+            (CopyMode::Background, Some("base")),
+            (CopyMode::Background, None),
+            (CopyMode::WriteBlocking, None),
+        ] {
+            let lab = Lab::new();
+            let size = 4 * MIB;
+            lab.raw("base", size);
+            lab.fill("base", 0, &vec![1; size as usize]).await;
+            lab.qcow2("src", size, "", Some("base")).await;
+            let src = lab.graph.get("src").unwrap();
+            src.write_zeroes(MIB, MIB, Zeroes::MayUnmap).await.unwrap();
+            lab.qcow2("dst", size, "", below).await;
+            let path = lab.path("dst.qcow2");
+            close(&lab, "dst").await;
+            lab.open_qcow2("alone", &path, None).await;
+            let config = MirrorConfig {
+                sync: MirrorSync::Top,
+                copy_mode,
+                ..MirrorConfig::new(JobConfig::new("m"), "src", "alone")
+            };
+            let job = begin(&lab, config).await;
+            reaches(&job, &[Status::Ready]).await;
+            let src = lab.graph.get("src").unwrap();
+            src.write_zeroes(3 * MIB, 65536, Zeroes::MayUnmap)
+                .await
+                .unwrap();
+            let expected = lab.contents("src").await;
+            // Without a pivot the target is what the source was.
+            job.cancel(false).unwrap();
+            job.over().await.unwrap();
+            close(&lab, "alone").await;
+            lab.open_qcow2("whole", &path, Some("base")).await;
+            assert_same(&lab.contents("whole").await, &expected, "the mirror");
+        }
+    });
+}
+
+async fn close(lab: &Lab, name: &str) {
+    lab.graph.get(name).unwrap().close().await.unwrap();
+    lab.graph.remove(name).unwrap();
+    lab.graph.remove(&format!("{name}-file")).unwrap();
 }
