@@ -196,6 +196,44 @@ fn several_threads_share_one_image() {
     }
 }
 
+/// Several allocations that all need the block of the next region, in the first cluster behind the file's end: whoever is
+/// not the one to make it finds it made, and no contradiction.
+#[test]
+fn a_refcount_block_that_another_allocation_made_is_no_corruption() {
+    // One block of an image with clusters of 512 bytes and 16 bits for each refcount counts so many bytes.
+    const REGION: u64 = 256 * 512;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image.qcow2");
+    create(&path, "cluster_size=512", "64M");
+    let image = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    let len = image.metadata().unwrap().len();
+    image.set_len(len.next_multiple_of(REGION)).unwrap();
+    let ring = Ring::new(&Config::default()).unwrap();
+    ring.block_on(async {
+        let meta = Arc::new(open(&path, &Qcow2Config::default()).await);
+        meta.prepare_to_write().await.unwrap();
+        let allocate = |meta: Arc<Meta>| async move {
+            let mut runs = Vec::new();
+            for _ in 0..4000 {
+                runs.push(meta.allocate(1).await.unwrap());
+            }
+            runs
+        };
+        let tasks = [(); 4].map(|()| diskfuse_ring::spawn(allocate(meta.clone())));
+        let mut taken = std::collections::HashSet::new();
+        let mut runs = Vec::new();
+        for task in tasks {
+            runs.extend(task.await);
+        }
+        for run in runs {
+            assert!(taken.insert(run.host), "{:#x} was given twice", run.host);
+            meta.release_unused(run);
+        }
+        meta.close().await.unwrap();
+    });
+    check(&path);
+}
+
 #[test]
 fn the_disk_grows_beyond_its_l1_table() {
     let dir = tempfile::tempdir().unwrap();

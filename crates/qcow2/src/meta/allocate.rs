@@ -7,6 +7,7 @@ use std::task::Poll;
 
 use diskfuse_block::{Error, Kind, Resize, Result, lane};
 
+use super::layout::Overlap;
 use super::limbo::Freed;
 use super::refcounts::{Begin, Change, Find};
 use super::{Meta, Run, transfer};
@@ -155,16 +156,20 @@ impl Meta {
         }
     }
 
-    /// A cluster that counts as free and holds metadata must not be written.
+    /// A cluster that was free until it was taken, and holds metadata, must not be written.
     async fn unless_metadata(&self, run: Run) -> Result<Run> {
         let first = self.geometry.cluster_of(run.host);
-        let Some(overlap) = self.layout.find(first..first + run.clusters) else {
-            return Ok(run);
-        };
+        match self.layout.find(first..first + run.clusters) {
+            None => Ok(run),
+            Some(overlap) => Err(self.is_not_free(overlap).await),
+        }
+    }
+
+    pub(super) async fn is_not_free(&self, overlap: Overlap) -> Error {
         let at = overlap.cluster << self.geometry.cluster_bits();
         let holds = overlap.holds;
         let why = format!("the cluster at offset {at:#x} counts as free but holds {holds}");
-        Err(self.mark_corrupt(&why).await)
+        self.mark_corrupt(&why).await
     }
 
     /// Brings a refcount block into memory.
@@ -197,12 +202,15 @@ impl Meta {
         if self.file_clusters() <= cluster {
             self.grow_file(cluster + 1).await?;
         }
-        let here = Run {
-            host: cluster << self.geometry.cluster_bits(),
-            clusters: 1,
-            fresh: false,
-        };
-        self.unless_metadata(here).await?;
+        let overlap = self.layout.find(std::iter::once(cluster));
+        // Asked in this order: who made the block meanwhile, here, put it into the table before the layout. What the
+        // layout says of this cluster is then no contradiction.
+        if !self.refcounts.lacks_block(cluster) {
+            return Ok(());
+        }
+        if let Some(overlap) = overlap {
+            return Err(self.is_not_free(overlap).await);
+        }
         if self.refcounts.make(cluster) {
             self.layout.add(OverlapCheck::REFCOUNT_BLOCK, cluster, 1);
         }

@@ -184,11 +184,7 @@ impl Meta {
                 self.release_unused(run);
                 return Err(error);
             }
-            Ok(Some(overlap)) => {
-                let (at, holds) = (run.host, overlap.holds);
-                let why = format!("the cluster at offset {at:#x} counts as free but holds {holds}");
-                return Err(self.mark_corrupt(&why).await);
-            }
+            Ok(Some(overlap)) => return Err(self.is_not_free(overlap).await),
             Ok(None) => {}
         }
         self.l1.set(index, L1Entry::new(run.host, true));

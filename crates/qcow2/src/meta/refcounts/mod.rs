@@ -250,6 +250,12 @@ impl Refcounts {
         }
     }
 
+    /// Whether the table has an entry for the block that is to count this cluster, and the entry names none.
+    pub(super) fn lacks_block(&self, cluster: u64) -> bool {
+        let (index, _) = self.place(cluster);
+        self.state.lock().table.get(index) == Some(&0)
+    }
+
     /// Makes a block for the region of a free cluster, in this cluster, unless there is one by now. The file must
     /// have the cluster. Whether it was made.
     pub(super) fn make(&self, cluster: u64) -> bool {
