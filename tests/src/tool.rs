@@ -41,6 +41,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("prlimit", "util-linux"),
     ("unshare", "util-linux"),
     ("fusermount3", "fuse3"),
+    ("nsenter", "util-linux"),
     ("useradd", "passwd"),
     ("userdel", "passwd"),
     ("taskset", "util-linux"),

@@ -393,20 +393,29 @@ pub(crate) fn check(path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The type of a mount that waits to be mounted over: whoever opens it asks for that. systemd makes one for
+/// `x-systemd.automount`, and so do autofs's own daemons.
+///
+/// Source: `Documentation/filesystems/autofs.rst`.
+const AUTOMOUNT: &str = "autofs";
+
 /// Looks at a mountpoint for a tree before anything is mounted on it: it must be an empty directory of ours, and nothing may be
-/// mounted there. A mount that a killed daemon left there is taken away first.
+/// mounted there but what waits for us to be. A mount that a killed daemon left there is taken away first.
 pub(crate) fn check_directory(path: &Path) -> Result<()> {
     heal(path)?;
-    let whole = absolute(path);
-    if let Ok(whole) = &whole
-        && let Ok(Some(there)) = mount_at(whole)
-    {
-        let path = path.to_owned();
-        return Err(match there.fs_type == FS_TYPE {
-            true => Error::AlreadyExported { path },
-            false => Error::AlreadyMounted { path },
-        });
-    }
+    let there = absolute(path).and_then(|whole| mount_at(&whole));
+    let there = there.ok().flatten().map(|mount| mount.fs_type);
+    let awaited = match there.as_deref() {
+        None => false,
+        Some(AUTOMOUNT) => true,
+        Some(kind) => {
+            let path = path.to_owned();
+            return Err(match kind == FS_TYPE {
+                true => Error::AlreadyExported { path },
+                false => Error::AlreadyMounted { path },
+            });
+        }
+    };
     let failed = |source| Error::Stat {
         path: path.to_owned(),
         source,
@@ -423,7 +432,8 @@ pub(crate) fn check_directory(path: &Path) -> Result<()> {
             path: path.to_owned(),
         });
     }
-    if std::fs::read_dir(path).map_err(failed)?.next().is_some() {
+    // To open what waits for us would be to wait for ourselves; nothing can be in it.
+    if !awaited && std::fs::read_dir(path).map_err(failed)?.next().is_some() {
         return Err(Error::NotEmpty {
             path: path.to_owned(),
         });
