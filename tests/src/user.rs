@@ -180,7 +180,7 @@ pub fn elsewhere<A: AsRef<OsStr>>(
         "while read -r _ there kind _; do
             if [ $kind = fuse.diskfuse ]; then umount -l \"$there\" || true; fi
         done </proc/self/mounts
-        mount -t tmpfs own own
+        mount -t tmpfs -o mode=755 own own
         {script}"
     );
     let tool = Tool::new("unshare").args(["--mount", "--propagation", "private"]);
