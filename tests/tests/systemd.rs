@@ -74,6 +74,33 @@ fn a_service_that_dies_or_hangs_is_started_again() {
     });
 }
 
+/// As in a container whose own filter refuses io_uring and what a process shuts itself in with.
+#[test]
+fn a_service_that_may_not_shut_itself_in_says_so_and_serves() {
+    in_a_machine(|machine| {
+        let confined = "mkdir /etc/systemd/system/diskfuse@.service.d
+            cat >/etc/systemd/system/diskfuse@.service.d/confined.conf <<END
+[Service]
+SystemCallFilter=~io_uring_setup seccomp landlock_create_ruleset landlock_restrict_self
+SystemCallErrorNumber=EPERM
+END
+            systemctl daemon-reload";
+        let script = "mkfs.ext4 -q vm.disk
+            fsck.ext4 -nf vm.disk >/dev/null
+            systemctl stop diskfuse@vm
+            qemu-img check -q vm.qcow2
+            journalctl --unit diskfuse@vm --output cat";
+        let said = machine.run(&format!("{confined}\n{SERVICE}\n{script}"));
+        for words in [
+            "io_uring is refused; using epoll and worker threads",
+            "no Landlock here",
+            "system calls are not filtered",
+        ] {
+            assert!(said.contains(words), "no {words:?} in {said}");
+        }
+    });
+}
+
 #[test]
 fn a_service_that_cannot_start_says_why() {
     in_a_machine(|machine| {
