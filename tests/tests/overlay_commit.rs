@@ -97,6 +97,34 @@ fn after_a_commit_that_found_no_room_the_overlay_goes_on() {
 }
 
 #[test]
+fn a_kept_overlay_goes_on_above_the_base_that_it_is_rebased_to() {
+    once(|bed| {
+        let (old, new, overlay) = (bed.path("old"), bed.path("new"), bed.path("o.qcow2"));
+        std::fs::write(&old, vec![1; 2 * LEN]).unwrap();
+        std::fs::write(&new, vec![2; 2 * LEN]).unwrap();
+        write(bed, &old, &overlay);
+        let rebase = |options: &[&str], base: &Path| {
+            let base = base.to_str().unwrap();
+            let words = ["rebase", "-b", base, "-F", "raw", overlay.to_str().unwrap()];
+            let output = bed.diskfuse(words.iter().chain(options));
+            assert!(output.status.success(), "{output}");
+        };
+        rebase(&[], &new);
+        refused(bed, &old, &overlay).refused(1, &["stands on"]);
+        shows(bed, &new, &overlay);
+        // Renamed, with the time of a copy.
+        let moved = bed.path("moved");
+        std::fs::copy(&new, &moved).unwrap();
+        rebase(&["-u"], &moved);
+        shows(bed, &moved, &overlay);
+        // Of a base that has changed nobody knows what it goes with.
+        std::fs::write(&moved, vec![3; 2 * LEN]).unwrap();
+        rebase(&[], &new);
+        refused(bed, &new, &overlay).refused(1, &["has changed since"]);
+    });
+}
+
+#[test]
 fn a_commit_that_was_killed_is_finished_not_thrown_away() {
     once(|bed| {
         let small = SmallFs::new(bed, "small", 32 << 20);

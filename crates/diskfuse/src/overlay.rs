@@ -244,6 +244,45 @@ async fn base_of(path: &Path) -> Result<PathBuf> {
     Ok(name::parse_beside(path, below)?.filename)
 }
 
+/// `diskfuse rebase` of an overlay that was kept: afterwards it is noted what the new base is, if it was known to go with the old one.
+#[must_use = "the note is to be put right when it is over"]
+pub struct Rebasing<'p> {
+    overlay: &'p Path,
+    fitted: bool,
+}
+
+impl<'p> Rebasing<'p> {
+    /// Before anything is changed. Whoever changes only the header vouches for the new base.
+    pub async fn begin(overlay: &'p Path, header_only: bool) -> Self {
+        // An image that cannot be looked at is an error of the rebase itself.
+        let fitted = match note::read(overlay) {
+            // What a broken commit has written is hidden below the overlay, and so it is from the comparison of the bases.
+            Ok(Some(Note::Commit)) => true,
+            Ok(Some(said @ Note::Base(_))) => {
+                header_only
+                    || match base_of(overlay).await {
+                        Ok(base) => note::fits(overlay, &base, Some(&said)).unwrap_or_default(),
+                        Err(_) => false,
+                    }
+            }
+            _ => false,
+        };
+        Self { overlay, fitted }
+    }
+
+    /// It has succeeded.
+    pub async fn done(self) {
+        if !self.fitted {
+            return;
+        }
+        match base_of(self.overlay).await {
+            Ok(base) => note::renew(self.overlay, &base),
+            // It stands on nothing any more.
+            Err(_) => note::forget(self.overlay),
+        }
+    }
+}
+
 /// `diskfuse discard`: makes the overlay anew, as it was when it was made. It must not be in use.
 pub fn discard(arguments: &DiscardArgs) -> Result<ExitCode> {
     let path = absolute(&arguments.image);

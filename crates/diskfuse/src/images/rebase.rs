@@ -8,6 +8,7 @@ use super::on_ring;
 use super::progress::Progress;
 use crate::cli::RebaseArgs;
 use crate::error::Result;
+use crate::overlay;
 
 /// Carries the command out.
 pub fn run(arguments: &RebaseArgs) -> Result<ExitCode> {
@@ -19,6 +20,11 @@ pub fn run(arguments: &RebaseArgs) -> Result<ExitCode> {
         header_only: arguments.header_only,
     };
     let progress = Progress::bytes(0);
-    on_ring(rebase(&what, &mut |done, total| progress.set(done, total)))?;
+    on_ring(async {
+        let kept = overlay::Rebasing::begin(&arguments.image, arguments.header_only).await;
+        rebase(&what, &mut |done, total| progress.set(done, total)).await?;
+        kept.done().await;
+        Ok(())
+    })?;
     Ok(ExitCode::SUCCESS)
 }

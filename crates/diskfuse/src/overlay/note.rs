@@ -102,6 +102,12 @@ pub fn renew(path: &Path, base: &Path) {
     }
 }
 
+/// There is no base any more, or nothing is known of it but by the times.
+pub fn forget(path: &Path) {
+    // There may have been no note.
+    let _ = rustix::fs::removexattr(path, NAME);
+}
+
 /// Whether the base is known to be what it was, by what is `said`.
 ///
 /// # Errors
@@ -163,7 +169,7 @@ impl Committing {
             Some(_) => renew(path, &self.base),
             // There the times tell.
             None => {
-                let _ = rustix::fs::removexattr(path, NAME);
+                forget(path);
                 let now = SystemTime::now();
                 let touched = File::open(path).and_then(|file| file.set_modified(now));
                 if let Err(error) = touched {
