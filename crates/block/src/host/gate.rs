@@ -1,8 +1,8 @@
-//! Keeps those apart who write one sector at once, where one of them must read it first. Most writers write whole
-//! sectors and need nothing of each other: they only say that they are there, on a counter that few threads share,
-//! and look at a flag. Who modifies a sector by reading it first raises the flag and waits until the writers that
-//! were there before are gone; while the flag is up everyone takes a range in a queue. Nobody's thread is ever
-//! blocked: waiting is done with wakers.
+//! Keeps those apart who write one sector at once, where one of them must read it first, and who changes the size from
+//! all that write. Most writers write whole sectors and need nothing of each other: they only say that they are there, on a
+//! counter that few threads share, and look at a flag. Who modifies a sector by reading it first raises the flag and waits
+//! until the writers that were there before are gone; while the flag is up everyone takes a range in a queue. Nobody's
+//! thread is ever blocked: waiting is done with wakers.
 //!
 //! Why nothing is lost: a writer counts itself in and then looks at the flag; a modifier raises the flag and then
 //! looks at the counters (both sequentially consistent). So either the writer sees the flag and takes a range, or the

@@ -52,7 +52,7 @@ struct Inner {
     align: Alignment,
     /// Bytes of a sector of a device; 1 for a file.
     device_sector: u32,
-    /// Keeps read-modify-write and other writers apart; `None` where nothing is ever modified by reading it first.
+    /// Keeps read-modify-write, and changes of the size, apart from writers; `None` where neither happens.
     gate: Option<Gate>,
     /// The file once more, through the page cache, for what O_DIRECT cannot express. See `bounce`.
     buffered: OnceLock<SharedFd>,

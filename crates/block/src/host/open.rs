@@ -113,7 +113,8 @@ impl HostFile {
             no_flush: options.no_flush,
             align,
             device_sector,
-            gate: modifies.then(Gate::new),
+            // A file's size changes, and nothing may be on its way to the end that it had.
+            gate: (modifies || !read_only && options.kind == HostKind::Regular).then(Gate::new),
             buffered: OnceLock::new(),
             size: AtomicU64::new(size),
             misses: AtomicU32::new(0),

@@ -208,7 +208,8 @@ impl HostFile {
         if self.read_only() {
             return Err(self.is_read_only());
         }
-        // Who reads a sector before the change and writes it after would bring back what was cut off.
+        // Who reads a sector before the change and writes it after would bring back what was cut off. And what the kernel
+        // has written past the end that is remembered here would be taken for leftovers, or that end for the file's.
         let _alone = match &self.0.gate {
             Some(gate) => Some(gate.modify(0, u64::MAX).await),
             None => None,
@@ -265,7 +266,7 @@ impl HostFile {
                 return Ok(Ok(()));
             }
         } else if self.stat()?.st_size.cast_unsigned() > old {
-            // A write that raced with an earlier cut may have left bytes past the end, which must not come back.
+            // A write that failed may have left bytes past the end, which must not come back.
             if let Err(errno) = rustix::fs::ftruncate(&self.0.fd, old) {
                 return Ok(Err(errno));
             }
