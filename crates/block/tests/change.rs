@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, Weak};
 
 use common::{message, run};
@@ -13,21 +14,25 @@ use diskfuse_block::{
     Access, BlockStatus, Extent, Graph, Kind, Limits, LocalFuture, Node, Permissions, Resize,
     Result, Wrap, Zeroes,
 };
-use diskfuse_ring::Buf;
+use diskfuse_ring::{Buf, Choice};
 
-/// An export that notes which nodes it was given.
+/// An export that notes which nodes it was given, and whether it stands still.
 #[derive(Default)]
 struct Fake {
     given: Mutex<Vec<Arc<dyn Node>>>,
     immovable: bool,
+    stopped: AtomicBool,
 }
 
 impl DrainHook for Fake {
     fn quiesce(&self) -> LocalFuture<'_, ()> {
+        self.stopped.store(true, SeqCst);
         Box::pin(std::future::ready(()))
     }
 
-    fn resume(&self) {}
+    fn resume(&self) {
+        self.stopped.store(false, SeqCst);
+    }
 
     fn switch(&self, node: Arc<dyn Node>) {
         self.given.lock().unwrap().push(node);
@@ -284,4 +289,62 @@ fn nameless_nodes_that_nothing_stands_on_any_more_are_handed_out() {
     assert_eq!(removed.len(), 1);
     assert_eq!(removed[0].size(), 1 << 20);
     assert_eq!(graph.names(), ["b", "raw"]);
+}
+
+#[test]
+fn above_a_drained_node_nobody_comes_however_it_got_there() {
+    let graph = graph();
+    let late = Arc::new(Fake::default());
+    run(Choice::Epoll, async {
+        let drained = graph.drain("b").await.unwrap();
+        let over = open_raw(graph.get("b").unwrap(), &RawConfig::default()).unwrap();
+        graph.insert(Some("over"), over, &["b"]).unwrap();
+        let attached = graph.attach("over", late.user(Permissions::WRITER));
+        assert!(message(attached).contains("'over' is being drained"));
+        let put = |child: &str| Change::SetChild {
+            parent: "raw".into(),
+            role: ChildRole::Filtered,
+            child: Some(child.into()),
+        };
+        graph.change(&[put("b")]).unwrap();
+        let attached = graph.attach("raw", late.user(Permissions::WRITER));
+        assert!(message(attached).contains("'raw' is being drained"));
+        graph.change(&[put("a")]).unwrap();
+        drop(graph.attach("raw", late.user(Permissions::WRITER)).unwrap());
+        drop(drained);
+        drop(
+            graph
+                .attach("over", late.user(Permissions::WRITER))
+                .unwrap(),
+        );
+    });
+}
+
+#[test]
+fn whoever_is_put_on_a_node_that_another_drains_stands_still_until_that_is_over() {
+    let graph = graph();
+    let export = Arc::new(Fake::default());
+    let _there = graph.attach("a", export.user(Permissions::WRITER)).unwrap();
+    run(Choice::Epoll, async {
+        let others = graph.drain("b").await.unwrap();
+        let mine = graph.drain("a").await.unwrap();
+        let (from, to) = ("a".into(), "b".into());
+        graph.change(&[Change::Replace { from, to }]).unwrap();
+        drop(mine);
+        assert!(export.stopped.load(SeqCst), "'b' is drained");
+        drop(others);
+        assert!(!export.stopped.load(SeqCst), "nobody drains it");
+    });
+    assert_eq!(export.sizes(), [2 << 20]);
+}
+
+#[test]
+fn who_is_on_its_way_out_is_in_no_change_s_way() {
+    let graph = graph();
+    let export = Arc::new(Fake::default());
+    let there = graph.attach("a", export.user(Permissions::WRITER)).unwrap();
+    drop(export);
+    let (from, to) = ("a".into(), "b".into());
+    graph.change(&[Change::Replace { from, to }]).unwrap();
+    assert_eq!(there.node_name(), "b");
 }

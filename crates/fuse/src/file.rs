@@ -84,13 +84,15 @@ impl File {
         Ok(file)
     }
 
-    /// From now on it shows this node, and uses no other. Nothing may be in flight.
-    pub(crate) fn show(self: &Arc<Self>, graph: &Graph, node: &str, name: String) -> Result<()> {
-        let attachment = self.attachment(graph, node, name)?;
-        // The node may have been given wraps meanwhile.
-        self.node.set(attachment.node()?);
-        self.right.give(attachment);
-        Ok(())
+    /// From now on it shows this node, and uses no other, unless somebody has it open: says whether. Nobody opens it meanwhile.
+    pub(crate) fn show(self: &Arc<Self>, graph: &Graph, node: &str, name: String) -> Result<bool> {
+        let attach = || {
+            let attachment = self.attachment(graph, node, name)?;
+            // The node may have been given wraps meanwhile, and may be given some as soon as it is known to be used here.
+            self.node.look_up(|| attachment.node())?;
+            Ok(attachment)
+        };
+        self.right.renew_unless(|| self.is_open(), attach)
     }
 
     fn attachment(self: &Arc<Self>, graph: &Graph, node: &str, name: String) -> Result<Attachment> {

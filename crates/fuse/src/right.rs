@@ -17,12 +17,6 @@ struct State {
 }
 
 impl Right {
-    /// From now on it is there.
-    pub(crate) fn give(&self, attachment: Attachment) {
-        let before = self.0.lock().attachment.replace(attachment);
-        drop(before);
-    }
-
     /// Whether it is there.
     pub(crate) fn is_there(&self) -> bool {
         self.0.lock().attachment.is_some()
@@ -49,6 +43,24 @@ impl Right {
         };
         drop(attachment);
         true
+    }
+
+    /// Puts another one in its place unless it is `used`, and says whether. Nobody begins to use it meanwhile. If `make` fails it stays.
+    pub(crate) fn renew_unless<E>(
+        &self,
+        used: impl FnOnce() -> bool,
+        make: impl FnOnce() -> Result<Attachment, E>,
+    ) -> Result<bool, E> {
+        let before = {
+            let mut state = self.0.lock();
+            if used() {
+                return Ok(false);
+            }
+            let made = make()?;
+            state.attachment.replace(made)
+        };
+        drop(before);
+        Ok(true)
     }
 
     /// The export does not use the node any more.
@@ -125,11 +137,18 @@ mod tests {
             follows: true,
         };
         let right = Right::default();
-        right.give(graph.attach("n", user).unwrap());
+        assert!(
+            right
+                .renew_unless(|| false, || graph.attach("n", user))
+                .unwrap()
+        );
         let users = Cell::new(0);
         let count = || users.set(users.get() + 1);
         assert!(right.use_if_there(count));
         assert!(!right.take_back_unless(|| users.get() > 0));
+        let renewed = right.renew_unless::<()>(|| users.get() > 0, || panic!("it is used"));
+        assert_eq!(renewed, Ok(false));
+        assert_eq!(right.renew_unless(|| false, || Err("no")), Err("no"));
         assert_eq!(graph.users("n").unwrap().len(), 1);
         users.set(0);
         assert!(right.take_back_unless(|| users.get() > 0));

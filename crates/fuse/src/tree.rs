@@ -147,7 +147,7 @@ impl Tree {
             if entries.iter().any(|(kept, _)| *kept == name) {
                 continue;
             }
-            if self.leaves(inodes, ino, &name, old) {
+            if self.leaves(inodes, ino, &name, old)? {
                 inodes.forget(old);
             } else {
                 entries.push((name, old));
@@ -231,31 +231,40 @@ impl Tree {
             inodes.files.push(file);
             return Ok(ino);
         };
-        if file.right.node_name() != node {
-            if file.is_open() {
-                self.behind.store(true, Ordering::SeqCst);
-                tracing::warn!(export = %self.id, file = %name.display(), "it is open, and stays what it was until it is closed");
-            } else {
-                file.show(&self.graph, node, user)?;
-            }
+        if file.right.node_name() != node
+            && !self.unless_open(&file, || file.show(&self.graph, node, user.clone()))?
+        {
+            tracing::warn!(export = %self.id, file = %name.display(), "it is open, and stays what it was until it is closed");
         }
         Ok(file.ino)
     }
 
-    /// Whether what stood under a name can go: not a file that somebody has open.
-    fn leaves(&self, inodes: &mut Inodes, parent: u64, name: &OsStr, ino: u64) -> bool {
-        let Some(file) = inodes.file(ino) else {
-            return !inodes.has_files(ino);
-        };
-        if !file.right.take_back_unless(|| file.is_open()) {
+    /// Does something to a file that can be done while nobody has it open. If somebody has, the last who closes it finds the tree
+    /// to be behind.
+    fn unless_open(&self, file: &File, mut act: impl FnMut() -> Result<bool>) -> Result<bool> {
+        while !act()? {
             self.behind.store(true, Ordering::SeqCst);
+            // Who closed it before that has not seen it.
+            if file.is_open() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether what stood under a name can go: not a file that somebody has open.
+    fn leaves(&self, inodes: &mut Inodes, parent: u64, name: &OsStr, ino: u64) -> Result<bool> {
+        let Some(file) = inodes.file(ino) else {
+            return Ok(!inodes.has_files(ino));
+        };
+        if !self.unless_open(&file, || Ok(file.right.take_back_unless(|| file.is_open())))? {
             tracing::warn!(export = %self.id, file = %name.display(), "it is gone from the disk, and stays until it is closed");
-            return false;
+            return Ok(false);
         }
         if let Some(directory) = inodes.directories.get_mut(&parent) {
             directory.gone.insert(name.to_owned(), ino);
         }
-        true
+        Ok(true)
     }
 
     /// Looks at the disk anew, alone.
@@ -266,10 +275,12 @@ impl Tree {
         let _turn = self.turns.turn(0, 1).await;
         if let Err(error) = refresh.refresh(self).await {
             tracing::warn!(export = %self.id, %error, "the directory stays as it was");
+            // Whoever closes a file gives it another try.
+            self.behind.store(true, Ordering::SeqCst);
         }
     }
 
-    /// Whether it is behind because a file was open, once.
+    /// Whether it is behind, because a file was open or looking anew failed; once.
     pub(crate) fn take_behind(&self) -> bool {
         self.behind.load(Ordering::SeqCst) && self.behind.swap(false, Ordering::SeqCst)
     }

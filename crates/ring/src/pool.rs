@@ -43,7 +43,9 @@ struct Shared {
     sender: Sender<Job>,
     receiver: Receiver<Job>,
     threads: AtomicUsize,
-    idle: AtomicUsize,
+    /// Jobs that are queued or being done: never more than there are threads, unless there are as many as may be. So none waits
+    /// behind one that blocks.
+    jobs: AtomicUsize,
 }
 
 /// A ring's access to the pool of the process.
@@ -60,7 +62,7 @@ impl Pool {
                 sender,
                 receiver,
                 threads: AtomicUsize::new(0),
-                idle: AtomicUsize::new(0),
+                jobs: AtomicUsize::new(0),
             }
         }))
     }
@@ -93,9 +95,10 @@ impl Pool {
     }
 
     fn send(&self, job: Job) {
+        let jobs = self.0.jobs.fetch_add(1, Ordering::SeqCst) + 1;
         // The receiver lives as long as the process, so sending cannot fail.
         let _ = self.0.sender.send(job);
-        if self.0.receiver.len() > self.0.idle.load(Ordering::SeqCst) {
+        if jobs > self.0.threads.load(Ordering::SeqCst) {
             self.grow();
         }
     }
@@ -119,7 +122,7 @@ impl Pool {
             if left == 0 {
                 tracing::error!(%error, "no worker thread can be made; blocking work is done in place");
                 while let Ok(job) = shared.receiver.try_recv() {
-                    do_job(job);
+                    shared.perform(job);
                 }
             }
         }
@@ -127,14 +130,15 @@ impl Pool {
 }
 
 fn work(shared: &'static Shared) {
-    loop {
-        shared.idle.fetch_add(1, Ordering::SeqCst);
-        let job = shared.receiver.recv();
-        shared.idle.fetch_sub(1, Ordering::SeqCst);
-        match job {
-            Ok(job) => do_job(job),
-            Err(_) => return,
-        }
+    while let Ok(job) = shared.receiver.recv() {
+        shared.perform(job);
+    }
+}
+
+impl Shared {
+    fn perform(&self, job: Job) {
+        do_job(job);
+        self.jobs.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

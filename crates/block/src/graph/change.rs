@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::claims::{ChildRole, Claim, Claims};
-use super::drain::DrainHook;
+use super::drain::{Brake, DrainHook};
 use super::state::{Entry, Occupant, State};
 use super::{Graph, busy};
 use crate::error::{Error, Kind, Result};
@@ -55,7 +55,15 @@ pub enum Change {
 }
 
 /// Whom to tell about which node.
-type Told = Vec<(Arc<dyn DrainHook>, Arc<dyn Node>)>;
+struct Tell {
+    hook: Arc<dyn DrainHook>,
+    node: Arc<dyn Node>,
+    /// What keeps the user stopped, and the name of the node.
+    brake: Arc<Brake>,
+    name: Arc<str>,
+}
+
+type Told = Vec<Tell>;
 
 impl Graph {
     /// Makes all of the changes, or none. Whoever is to see another node from then on must be drained ([`Graph::drain`]) and
@@ -66,8 +74,10 @@ impl Graph {
     /// them after the change, or if somebody cannot be given another node; [`Kind::ReadOnly`] if somebody writes what cannot be
     /// written then; [`Kind::Invalid`] for a node above itself; [`Kind::Unsupported`] if a node cannot be put on another.
     pub fn change(&self, changes: &[Change]) -> Result<Vec<Arc<dyn Node>>> {
+        // Dropped after all locks: it may hold the last of a user.
+        let mut told = Told::new();
         let _one_at_a_time = self.1.lock();
-        let (before, told, removed) = {
+        let (before, removed) = {
             let mut state = self.0.lock();
             let mut next = state.clone();
             let swapped = next.apply(changes)?;
@@ -76,13 +86,14 @@ impl Graph {
             next.rebuild(&state, &swapped)?;
             let removed = next.take_orphans(&state);
             next.reindex();
-            let told = next.whom_to_tell(&state)?;
+            next.whom_to_tell(&state, &mut told)?;
             next.settle_after(&state)?;
-            (std::mem::replace(&mut *state, next), told, removed)
+            next.hand_over(&told);
+            (std::mem::replace(&mut *state, next), removed)
         };
         // Nobody has anything in flight, and whoever drained them lets them go on later than this.
-        for (hook, node) in told {
-            hook.switch(node);
+        for one in &told {
+            one.hook.switch(Arc::clone(&one.node));
         }
         drop(before);
         Ok(removed)
@@ -244,8 +255,7 @@ impl State {
     }
 
     /// The users who see another node than before.
-    fn whom_to_tell(&self, before: &Self) -> Result<Told> {
-        let mut told = Vec::new();
+    fn whom_to_tell(&self, before: &Self, told: &mut Told) -> Result<()> {
         for entry in &self.entries {
             let Ok(shown) = entry.node() else { continue };
             for user in &entry.users {
@@ -256,16 +266,39 @@ impl State {
                     continue;
                 }
                 let who = &user.name;
-                let Some(hook) = user.brake.hook() else {
+                if !user.brake.has_hook() {
                     return Err(busy(format!("{who} cannot be given another node")));
+                }
+                let Some(hook) = user.brake.hook() else {
+                    // It is on its way out, and uses nothing any more.
+                    continue;
                 };
+                told.push(Tell {
+                    hook,
+                    node: Arc::clone(shown),
+                    brake: Arc::clone(&user.brake),
+                    name: Arc::clone(&entry.name),
+                });
                 if !user.brake.is_held() {
                     return Err(busy(format!("{who} is not drained")));
                 }
-                told.push((hook, Arc::clone(shown)));
             }
         }
-        Ok(told)
+        Ok(())
+    }
+
+    /// Whoever is put on a node that somebody else drains stands still for that drain as well. What was drained for the change is
+    /// let go on later than it, so all of them are held.
+    fn hand_over(&self, told: &Told) {
+        for one in told {
+            for drain in self.drains_of(&one.name) {
+                let mut held = drain.held.lock();
+                let known = held.iter().any(|brake| Arc::ptr_eq(brake, &one.brake));
+                if !known && one.brake.hold_too() {
+                    held.push(Arc::clone(&one.brake));
+                }
+            }
+        }
     }
 
     /// As [`State::settle`], for changes that may take away as well as add, with everything put back on an error.

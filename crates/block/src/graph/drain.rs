@@ -2,6 +2,7 @@
 //! told to go on exactly once, when the last drain that stopped them is over. It never holds the graph's lock while
 //! it waits.
 
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Weak};
 use std::task::Poll;
 
@@ -35,12 +36,15 @@ pub trait DrainHook: Send + Sync {
 /// A user's hook and how many drains keep the user stopped.
 pub(super) struct Brake {
     hook: Option<Weak<dyn DrainHook>>,
-    drains: Mutex<usize>,
+    drains: AtomicUsize,
+    /// Somebody lets the user go on. The graph's lock may be taken under it, never the other way round.
+    resuming: Mutex<()>,
 }
 
 impl std::fmt::Debug for Brake {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Brake").field(&*self.drains.lock()).finish()
+        let drains = self.drains.load(SeqCst);
+        f.debug_tuple("Brake").field(&drains).finish()
     }
 }
 
@@ -48,29 +52,42 @@ impl Brake {
     pub(super) fn new(hook: Option<Weak<dyn DrainHook>>) -> Arc<Self> {
         Arc::new(Self {
             hook,
-            drains: Mutex::new(0),
+            drains: AtomicUsize::new(0),
+            resuming: Mutex::new(()),
         })
     }
 
-    /// Whether some drain keeps the user stopped.
-    pub(super) fn is_held(&self) -> bool {
-        *self.drains.lock() > 0
+    /// Whether the user can be stopped, or could until it went.
+    pub(super) fn has_hook(&self) -> bool {
+        self.hook.is_some()
     }
 
-    /// What makes the user stop, if it is still there.
+    /// What makes the user stop, if it is still there. Not to be dropped under the graph's lock: it may be the last of the user.
     pub(super) fn hook(&self) -> Option<Arc<dyn DrainHook>> {
         self.hook.as_ref()?.upgrade()
     }
 
-    fn hold(&self) {
-        *self.drains.lock() += 1;
+    /// Whether some drain keeps the user stopped.
+    pub(super) fn is_held(&self) -> bool {
+        self.drains.load(SeqCst) > 0
     }
 
-    /// The lock is held over `resume`, so that a drain that starts now is counted before or after, not in between.
+    /// One more drain keeps the user stopped, whom others keep stopped already; false if they do not. Never waits.
+    pub(super) fn hold_too(&self) -> bool {
+        let more = |drains: usize| (drains > 0).then_some(drains + 1);
+        self.drains.fetch_update(SeqCst, SeqCst, more).is_ok()
+    }
+
+    /// Whoever lets the user go on just now has done so when this returns, so that it can be stopped again.
+    fn hold(&self) {
+        self.drains.fetch_add(1, SeqCst);
+        drop(self.resuming.lock());
+    }
+
+    /// A drain that starts now is counted before, or stops the user after it has been let go on.
     fn let_go(&self) {
-        let mut drains = self.drains.lock();
-        *drains -= 1;
-        if *drains == 0
+        let _resuming = self.resuming.lock();
+        if self.drains.fetch_sub(1, SeqCst) == 1
             && let Some(hook) = self.hook()
         {
             hook.resume();
@@ -78,26 +95,39 @@ impl Brake {
     }
 }
 
+/// Whom a drain keeps stopped: those whom it found, and those who were put on its node since.
+pub(super) type Held = Arc<Mutex<Vec<Arc<Brake>>>>;
+
+/// A drain, as the graph knows it.
+#[derive(Clone, Debug)]
+pub(super) struct Drain {
+    pub(super) id: u64,
+    /// The node that it is of. It concerns whoever stands there or above.
+    pub(super) node: Arc<str>,
+    pub(super) held: Held,
+}
+
 /// Keeps the users of a node stopped; dropping it lets them go on.
 #[must_use = "dropping it ends the drain at once"]
 pub struct Drained {
     graph: Graph,
-    nodes: Vec<String>,
-    brakes: Vec<Arc<Brake>>,
+    drain: Drain,
     /// So that nobody waits for a node that takes its time on purpose.
     _let_go: Vec<LetGo>,
 }
 
 impl std::fmt::Debug for Drained {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Drained").field(&self.nodes).finish()
+        f.debug_tuple("Drained").field(&self.drain.node).finish()
     }
 }
 
 impl Drop for Drained {
     fn drop(&mut self) {
-        self.graph.0.lock().drain_ended(&self.nodes);
-        for brake in &self.brakes {
+        // From then on nobody is added to it.
+        self.graph.0.lock().drain_ended(self.drain.id);
+        let held = std::mem::take(&mut *self.drain.held.lock());
+        for brake in held {
             brake.let_go();
         }
     }
@@ -118,18 +148,18 @@ impl Graph {
     /// [`Kind::NotFound`](crate::Kind::NotFound) if there is no such node, [`Kind::Busy`](crate::Kind::Busy) if one of the users
     /// cannot be stopped; then nobody is.
     pub async fn drain(&self, name: &str) -> Result<Drained> {
-        let (nodes, brakes) = self.0.lock().drain_begins(name)?;
+        let (drain, nodes) = self.0.lock().drain_begins(name)?;
+        let brakes = drain.held.lock().clone();
         for brake in &brakes {
             brake.hold();
         }
         // From here on a drop of this future, too, lets everyone go on.
         let drained = Drained {
             graph: self.clone(),
+            drain,
             _let_go: self.let_go(&nodes),
-            nodes,
-            brakes,
         };
-        let hooks: Vec<_> = drained.brakes.iter().filter_map(|b| b.hook()).collect();
+        let hooks: Vec<_> = brakes.iter().filter_map(|brake| brake.hook()).collect();
         if let Some(why) = hooks.iter().find_map(|hook| hook.immovable()) {
             return Err(busy(format!("Node '{name}' cannot be drained: {why}")));
         }

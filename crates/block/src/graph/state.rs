@@ -4,8 +4,10 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
 use super::claims::ChildRole;
-use super::drain::Brake;
+use super::drain::{Brake, Drain};
 use super::{User, busy, names};
 use crate::error::{Error, Kind, Result};
 use crate::node::{Node, Wrap};
@@ -60,7 +62,6 @@ pub(super) struct Entry {
     pub(super) users: Vec<UserEntry>,
     /// Nobody named it: it goes with the last node above it.
     pub(super) nameless: bool,
-    drains: usize,
     /// Nodes between which there is a way of edges have the same number; others may have. What happens to one node concerns
     /// nobody else.
     island: u64,
@@ -123,6 +124,9 @@ pub(super) struct State {
     pub(super) entries: Vec<Entry>,
     /// Where each of them stands.
     pub(super) places: HashMap<Arc<str>, usize>,
+    /// Those that there are.
+    pub(super) drains: Vec<Drain>,
+    next_drain: u64,
     next_island: u64,
     next_name: u64,
     next_user: u64,
@@ -167,7 +171,6 @@ impl State {
             children: Vec::new(),
             users: Vec::new(),
             nameless: !given,
-            drains: 0,
             island: self.next_island,
         });
         Ok(name)
@@ -249,7 +252,7 @@ impl State {
         if let Some(by) = user.or(parent) {
             return Err(busy(format!("Node {name} is in use by {by}")));
         }
-        if self.entries[index].drains > 0 {
+        if self.drains_of(name).next().is_some() {
             return Err(busy(format!("Node {name} is in use: it is being drained")));
         }
         Ok(index)
@@ -345,7 +348,7 @@ impl State {
             let message = format!("Node '{name}' is read-only: {} cannot write it", user.name);
             return Err(Error::new(Kind::ReadOnly, message));
         }
-        if self.entries[index].drains > 0 {
+        if self.drains_of(name).next().is_some() {
             let message = format!("Node '{name}' is being drained: {} must wait", user.name);
             return Err(busy(message));
         }
@@ -403,25 +406,48 @@ impl State {
         Some(gone)
     }
 
-    /// Notes a drain on the node and those above, and hands out the brakes of their users.
-    pub(super) fn drain_begins(&mut self, name: &str) -> Result<(Vec<String>, Vec<Arc<Brake>>)> {
+    /// Notes a drain of the node, and says which nodes it concerns. The brakes of their users are in it, and not held yet.
+    pub(super) fn drain_begins(&mut self, name: &str) -> Result<(Drain, Vec<String>)> {
         let index = self.find(name)?;
-        let mut brakes = Vec::new();
-        let mut nodes = Vec::new();
+        let (mut brakes, mut nodes) = (Vec::new(), Vec::new());
         for above in self.with_ancestors(index) {
-            let entry = &mut self.entries[above];
-            entry.drains += 1;
+            let entry = &self.entries[above];
             nodes.push(entry.name.to_string());
             brakes.extend(entry.users.iter().map(|u| Arc::clone(&u.brake)));
         }
-        Ok((nodes, brakes))
+        self.next_drain += 1;
+        let drain = Drain {
+            id: self.next_drain,
+            node: Arc::clone(&self.entries[index].name),
+            held: Arc::new(Mutex::new(brakes)),
+        };
+        self.drains.push(drain.clone());
+        Ok((drain, nodes))
     }
 
-    pub(super) fn drain_ended(&mut self, nodes: &[String]) {
-        for name in nodes {
-            if let Ok(index) = self.find(name) {
-                self.entries[index].drains -= 1;
+    pub(super) fn drain_ended(&mut self, id: u64) {
+        self.drains.retain(|drain| drain.id != id);
+    }
+
+    /// The drains that concern whoever stands on a node: of itself and of what is below it, by whatever way it came there.
+    pub(super) fn drains_of<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Drain> {
+        let below = match self.drains.is_empty() {
+            true => HashSet::new(),
+            false => self.names_below(name),
+        };
+        let drains = self.drains.iter();
+        drains.filter(move |drain| below.contains(&*drain.node))
+    }
+
+    /// The names of a node and of those below it.
+    fn names_below<'a>(&'a self, name: &'a str) -> HashSet<&'a str> {
+        let mut found = HashSet::from([name]);
+        // From above to below: what stands above a node is behind it in the list.
+        for entry in self.entries.iter().rev() {
+            if found.contains(&*entry.name) {
+                found.extend(entry.children.iter().map(|(child, _)| &**child));
             }
         }
+        found
     }
 }
