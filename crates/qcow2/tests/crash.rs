@@ -46,3 +46,27 @@ fn crash(case: Case) {
 fn a_crash_at_any_moment_leaves_a_sound_image_with_all_that_was_flushed() {
     cases::run("crash", 40, |seed| crash(Case::random(seed)));
 }
+
+/// Small clusters and wide refcounts: few clusters to a refcount block and few blocks to a table, so that both grow all the time.
+fn narrow(seed: u64) -> Case {
+    let mut case = Case::random(seed);
+    if !case.extended_l2 {
+        case.cluster_size = 512;
+    }
+    if case.v3 {
+        case.refcount_bits = 64;
+    }
+    case.size = 8 << 20;
+    case.hot = case.size;
+    case.filled = [0, 20, 60][seed as usize % 3];
+    case.most = 128 << 10;
+    case.requests = 50;
+    case.guests = 4;
+    case.compressed = false;
+    case
+}
+
+#[test]
+fn a_crash_while_the_refcounts_themselves_grow_leaves_a_sound_image() {
+    cases::run("crash", 8, |seed| crash(narrow(seed)));
+}

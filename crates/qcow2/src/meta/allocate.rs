@@ -9,7 +9,7 @@ use diskfuse_block::{Error, Kind, Resize, Result, lane};
 
 use super::layout::Overlap;
 use super::limbo::Freed;
-use super::refcounts::{Begin, Change, Find};
+use super::refcounts::{Adopted, Begin, Change, Find};
 use super::{Meta, Run, transfer};
 use crate::node::OverlapCheck;
 
@@ -151,7 +151,7 @@ impl Meta {
                 }
             }
             if self.refcounts.is_crowded() {
-                self.commit().await?;
+                self.write_refcounts_back().await?;
             }
         }
     }
@@ -259,12 +259,18 @@ impl Meta {
     /// longer refcount table if they need that; returns the byte offset. A payload of nothing makes the table longer.
     async fn place_behind(&self, payload: u64) -> Result<u64> {
         let _turn = self.growing.turn(0, 1).await;
-        let plan = self.refcounts.plan(payload)?;
-        let end = plan.start + plan.blocks + plan.table + plan.payload;
-        if self.file_clusters() < end {
-            self.grow_file_now(end).await?;
-        }
-        if let Some((offset, clusters)) = self.refcounts.adopt(&plan) {
+        let (plan, outgrown) = loop {
+            let plan = self.refcounts.plan(payload)?;
+            let end = plan.start + plan.blocks + plan.table + plan.payload;
+            if self.file_clusters() < end {
+                self.grow_file_now(end).await?;
+            }
+            // Others may have made a block there meanwhile, and clusters may have been taken.
+            if let Adopted::Yes { outgrown } = self.refcounts.adopt(&plan)? {
+                break (plan, outgrown);
+            }
+        };
+        if let Some((offset, clusters)) = outgrown {
             let outgrown = self.row(offset, clusters);
             self.layout.remove(outgrown.cluster, outgrown.count);
             self.limbo.add(outgrown);
@@ -346,9 +352,10 @@ impl Meta {
         }
     }
 
-    /// Cuts off what the file is longer than it needs to be.
+    /// Cuts off what the file was made longer and does not need. What it had when it was opened stays: in a damaged image it may be
+    /// in use though it counts as free, and can be saved.
     pub(super) async fn trim(&self) -> Result<()> {
-        let mut end = self.refcounts.high_water();
+        let (opened, mut end) = self.refcounts.grown();
         loop {
             match self.refcounts.used_end(end) {
                 Ok(used) => {
@@ -361,7 +368,7 @@ impl Meta {
                 }
             }
         }
-        let needed = end << self.geometry.cluster_bits();
+        let needed = end.max(opened) << self.geometry.cluster_bits();
         if end == 0 || needed >= self.file.size() {
             return Ok(());
         }
@@ -381,6 +388,8 @@ struct BlockLoad<'m> {
 impl BlockLoad<'_> {
     fn end(self, bytes: Vec<u8>) {
         self.meta.refcounts.loaded(self.index, Some(bytes));
+        // It is over: from here on it may be somebody else's to load.
+        std::mem::forget(self);
     }
 }
 

@@ -40,7 +40,7 @@ impl Meta {
             let _turn = self.committing.turn(0, 1).await;
             if self.commits_done.load(Ordering::SeqCst) <= before {
                 let number = self.commits_begun.fetch_add(1, Ordering::SeqCst) + 1;
-                self.commit_now().await?;
+                self.commit_now(!self.lazy).await?;
                 self.commits_done.store(number, Ordering::SeqCst);
             }
         }
@@ -48,14 +48,24 @@ impl Meta {
         Ok(())
     }
 
+    /// A commit with refcounts, also lazy ones: afterwards blocks of them need not be kept in memory.
+    pub(super) async fn write_refcounts_back(&self) -> Result<()> {
+        if !self.lazy {
+            return self.commit().await;
+        }
+        let _turn = self.committing.turn(0, 1).await;
+        self.commit_now(true).await
+    }
+
     /// With the turn.
-    async fn commit_now(&self) -> Result<()> {
+    async fn commit_now(&self, refcounts: bool) -> Result<()> {
+        self.superblock.settle(&*self.file).await?;
         let mut batch = Batch::begin(self);
         let changes_tables = !batch.slices.is_empty() || !batch.l1.is_empty();
         if let Some(data) = &self.data_file {
             data.flush().await?;
         }
-        if !self.lazy && self.refcounts.is_dirty() {
+        if refcounts && self.refcounts.is_dirty() {
             self.write_refcounts(&mut batch).await?;
         }
         if changes_tables {
@@ -71,7 +81,7 @@ impl Meta {
         let taken = batch.refcounts.insert(self.refcounts.take_dirty());
         let pieces = std::mem::take(&mut taken.pieces);
         transfer::write_all(&self.file, pieces).await?;
-        if let Some((offset, table)) = self.refcounts.table_to_move(&taken.entries) {
+        if let Some((offset, table)) = self.refcounts.table_to_move(taken) {
             return self.move_refcount_table(offset, table).await;
         }
         if !taken.entries.is_empty() {
@@ -160,7 +170,7 @@ impl Meta {
             return Ok(());
         }
         // The refcounts of the new place, and everything that the table names.
-        self.commit_now().await?;
+        self.commit_now(!self.lazy).await?;
         if self.lazy {
             self.file.flush().await?;
         }
@@ -200,11 +210,22 @@ impl Meta {
 
     /// Commits, gives back what was set aside, cuts off what the file is too long, and leaves the image clean. Nothing
     /// may be changed afterwards. After an error the image is as consistent as after a crash.
+    /// It may be tried again then.
     pub async fn close(&self) -> Result<()> {
         if self.read_only || self.closed.swap(true, Ordering::SeqCst) {
             return Ok(());
         }
         let changed = self.prepared.swap(false, Ordering::SeqCst);
+        let closed = self.close_now(changed).await;
+        if closed.is_err() {
+            let sound = self.broken.lock().is_none();
+            self.prepared.store(changed && sound, Ordering::SeqCst);
+            self.closed.store(false, Ordering::SeqCst);
+        }
+        closed
+    }
+
+    async fn close_now(&self, changed: bool) -> Result<()> {
         self.commit().await?;
         if !changed {
             return Ok(());
@@ -239,13 +260,7 @@ impl Meta {
     /// Also the lazy ones.
     async fn write_all_refcounts(&self) -> Result<()> {
         let _turn = self.committing.turn(0, 1).await;
-        let mut batch = Batch::begin(self);
-        self.write_refcounts(&mut batch).await?;
-        self.file.flush().await?;
-        self.write_tables(&mut batch).await?;
-        self.file.flush().await?;
-        batch.durable = true;
-        Ok(())
+        self.commit_now(true).await
     }
 }
 

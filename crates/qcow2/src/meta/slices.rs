@@ -389,7 +389,11 @@ impl Loading<'_> {
         if let Some(place) = slices.place(self.slice) {
             place.store(state.stays << FRAME_BITS | (self.frame as u64 + 1), SeqCst);
         }
-        // The drop of `self` wakes those who wait.
+        let waiting = state.loading.remove(&self.slice);
+        drop(state);
+        // It is over, and not to be dropped: from here on the frame may be another slice's, and the slice somebody else's to load.
+        std::mem::forget(self);
+        waiting.into_iter().flatten().for_each(Waker::wake);
     }
 }
 
@@ -397,10 +401,8 @@ impl Drop for Loading<'_> {
     fn drop(&mut self) {
         let waiting = {
             let mut state = self.slices.state.lock();
-            if state.frames[self.frame].used == Use::Loading {
-                state.frames[self.frame].used = Use::Free;
-                state.free.push(self.frame);
-            }
+            state.frames[self.frame].used = Use::Free;
+            state.free.push(self.frame);
             state.loading.remove(&self.slice)
         };
         waiting.into_iter().flatten().for_each(Waker::wake);

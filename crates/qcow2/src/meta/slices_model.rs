@@ -11,8 +11,12 @@ use super::slices::{Begin, Slices};
 
 /// Tries every interleaving with at most two preemptions: the bound that finds nearly all mistakes, in seconds.
 fn model(body: impl Fn() + Sync + Send + 'static) {
+    with_preemptions(2, body);
+}
+
+fn with_preemptions(most: usize, body: impl Fn() + Sync + Send + 'static) {
     let mut model = loom::model::Builder::new();
-    model.preemption_bound = Some(2);
+    model.preemption_bound = Some(most);
     model.check(body);
 }
 
@@ -119,5 +123,25 @@ fn one_of_two_loads_and_both_find_it() {
                 subclusters: 0
             })
         );
+    });
+}
+
+/// The one who has ended a load does not take the frame away from whoever has it next. It takes three preemptions to get there.
+#[test]
+fn a_frame_has_one_slice() {
+    with_preemptions(3, || {
+        let slices = cache(1);
+        let other = thread::spawn({
+            let slices = Arc::clone(&slices);
+            move || load(&slices, 0, 10)
+        });
+        load(&slices, 1, 11);
+        other.join().unwrap();
+        load(&slices, 0, 10);
+        for (slice, value) in [(0, 10), (1, 11)] {
+            if let Some(entry) = slices.get(slice, 0) {
+                assert_eq!(entry.word, value, "slice {slice} shows another's");
+            }
+        }
     });
 }

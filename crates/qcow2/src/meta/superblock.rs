@@ -2,6 +2,8 @@
 //! 512 bytes, which disks write whole, so a change is there or not. It must never change a field that nobody asked
 //! to change.
 
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
 use diskfuse_block::{Node, RangeQueue, Result};
 use parking_lot::Mutex;
 
@@ -26,6 +28,8 @@ pub(super) mod field {
 
 pub(super) struct Superblock {
     bytes: Mutex<[u8; SECTOR]>,
+    /// A change of it failed: on disk it is as it was before, or as it was to be.
+    unsettled: AtomicBool,
     turn: RangeQueue,
 }
 
@@ -55,6 +59,7 @@ impl Superblock {
         bytes.copy_from_slice(buf.as_slice());
         Ok(Self {
             bytes: Mutex::new(bytes),
+            unsettled: AtomicBool::new(false),
             turn: RangeQueue::default(),
         })
     }
@@ -68,12 +73,33 @@ impl Superblock {
         let _turn = self.turn.turn(0, 1).await;
         let mut bytes = *self.bytes.lock();
         change(&mut Fields(&mut bytes));
-        if bytes == *self.bytes.lock() {
+        if bytes == *self.bytes.lock() && !self.unsettled.load(SeqCst) {
             return Ok(());
         }
-        transfer::write(file, 0, &bytes).await?;
+        self.write(file, &bytes).await
+    }
+
+    /// Makes sure that it is on disk as it is known here, if a change of it has failed. To be called before anything is written
+    /// that the disk only finds by it: by the other one of the two it would not be found.
+    pub(super) async fn settle(&self, file: &dyn Node) -> Result<()> {
+        if !self.unsettled.load(SeqCst) {
+            return Ok(());
+        }
+        let _turn = self.turn.turn(0, 1).await;
+        let bytes = *self.bytes.lock();
+        match self.unsettled.load(SeqCst) {
+            true => self.write(file, &bytes).await,
+            false => Ok(()),
+        }
+    }
+
+    /// With the turn.
+    async fn write(&self, file: &dyn Node, bytes: &[u8; SECTOR]) -> Result<()> {
+        self.unsettled.store(true, SeqCst);
+        transfer::write(file, 0, bytes).await?;
         file.flush().await?;
-        *self.bytes.lock() = bytes;
+        *self.bytes.lock() = *bytes;
+        self.unsettled.store(false, SeqCst);
         Ok(())
     }
 
@@ -100,10 +126,7 @@ impl Superblock {
         let Some((sector, _)) = new.split_first_chunk::<SECTOR>() else {
             return Ok(());
         };
-        transfer::write(file, 0, sector).await?;
-        file.flush().await?;
-        *self.bytes.lock() = *sector;
-        Ok(())
+        self.write(file, sector).await
     }
 }
 
@@ -137,7 +160,7 @@ impl Meta {
             return Ok(());
         }
         self.check_writable()?;
-        let found = self.found_at_open.lock().take();
+        let found = self.found_at_open.lock().clone();
         if let Some(why) = found {
             return Err(self.mark_corrupt(&why).await);
         }
@@ -157,10 +180,11 @@ impl Meta {
             };
             self.superblock.update(&*self.file, change).await?;
         }
-        self.check_writable()?;
-        self.prepared
-            .store(true, std::sync::atomic::Ordering::SeqCst);
-        Ok(())
+        self.prepared.store(true, SeqCst);
+        // Looked at in this order: whoever finds a contradiction says so before he takes it back.
+        self.check_writable().inspect_err(|_| {
+            self.prepared.store(false, SeqCst);
+        })
     }
 
     /// The image contradicts itself: sets the corrupt bit and refuses every change from now on. Returns the error for
@@ -173,8 +197,7 @@ impl Meta {
             }
             broken.get_or_insert_with(|| why.to_owned());
         }
-        self.prepared
-            .store(false, std::sync::atomic::Ordering::SeqCst);
+        self.prepared.store(false, SeqCst);
         if !self.read_only && self.version >= 3 {
             let change = |fields: &mut Fields<'_>| {
                 let features = fields.get64(field::INCOMPATIBLE) | features::CORRUPT;

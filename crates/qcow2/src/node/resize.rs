@@ -73,7 +73,12 @@ impl Qcow2Node {
                 .await?;
         }
         self.meta.commit().await?;
-        self.meta.set_size(size).await?;
+        {
+            // Whoever zeroes the last cluster as a whole, because nothing of it is used past the end, has done so or sees the new end.
+            let cluster = self.geometry.round_down(old);
+            let _turn = self.turns.turn(cluster, last.max(old + 1) - cluster).await;
+            self.meta.set_size(size).await?;
+        }
         // Without a flag for it only data could do that, and nobody has asked for so many.
         if self.version >= 3 && self.stands_on_less_than_named() {
             self.hold_zeroes(old, size - old).await?;

@@ -78,20 +78,20 @@ impl Qcow2Node {
             true => Becomes::ZeroesWithoutPlace,
             false => Becomes::Zeroes,
         };
-        let whole = self.whole_clusters(offset, len);
-        if whole.is_empty() {
-            return self.zero_parts(offset..offset + len).await;
-        }
+        let end = offset + len;
+        let Some(whole) = self.whole_clusters(offset, end) else {
+            return self.zero_parts(offset..end).await;
+        };
         self.zero_parts(offset..whole.start).await?;
         if self.version < 3 && !(unmap && self.stands_alone()) {
             // No flag says zero there.
-            self.write_zeroes_to(whole.start..whole.end.min(offset + len))
-                .await?;
-        } else {
-            self.change(whole.clone(), becomes).await?;
+            return self.write_zeroes_to(whole.start..end).await;
         }
-        self.zero_parts(whole.end.min(offset + len)..offset + len)
-            .await
+        self.change(whole.clone(), becomes).await?;
+        if !self.change_last(whole.end..end, becomes).await? {
+            self.zero_parts(whole.end..end).await?;
+        }
+        Ok(())
     }
 
     pub(super) async fn discard_now(&self, offset: u64, len: u64) -> Result<()> {
@@ -106,7 +106,12 @@ impl Qcow2Node {
             true => Becomes::ZeroesWithoutPlace,
             false => Becomes::Discarded,
         };
-        self.change(self.whole_clusters(offset, len), becomes).await
+        let end = offset + len;
+        if let Some(whole) = self.whole_clusters(offset, end) {
+            self.change(whole.clone(), becomes).await?;
+            self.change_last(whole.end..end, becomes).await?;
+        }
+        Ok(())
     }
 
     /// Takes everything out of the image: it shows what the file below shows, and zeroes past its end. What it held is on no
@@ -123,17 +128,27 @@ impl Qcow2Node {
         self.options.discard_no_unref || self.raw_data
     }
 
-    /// The clusters that lie within a range; the last one of the disk counts as whole if all that is used of it does.
-    fn whole_clusters(&self, offset: u64, len: u64) -> Range<u64> {
-        let end = offset + len;
-        let start = self.geometry.round_up(offset).unwrap_or(end);
-        let up = self
-            .geometry
-            .round_up(end)
-            .filter(|_| end >= self.meta.size());
-        start
-            ..up.unwrap_or_else(|| self.geometry.round_down(end))
-                .max(start)
+    /// The clusters that lie within a range, which may be none: then it begins where one begins. `None` if it does not get as far.
+    fn whole_clusters(&self, offset: u64, end: u64) -> Option<Range<u64>> {
+        let start = self.geometry.round_up(offset)?;
+        (start <= end).then(|| start..self.geometry.round_down(end).max(start))
+    }
+
+    /// Changes the cluster of which `part` is the beginning, if the disk ends there: then it is all that is used of it. False if it
+    /// does not, and nothing is changed.
+    async fn change_last(&self, part: Range<u64>, becomes: Becomes) -> Result<bool> {
+        if part.is_empty() {
+            return Ok(true);
+        }
+        let size = self.geometry.cluster_size();
+        let _turn = self.turns.turn(part.start, size).await;
+        // The disk grows with this turn, too.
+        if part.end < self.meta.size() {
+            return Ok(false);
+        }
+        self.change_clusters(part.start..part.start + size, becomes)
+            .await?;
+        Ok(true)
     }
 
     /// Changes whole clusters, a piece at a time.
@@ -152,7 +167,11 @@ impl Qcow2Node {
             }
             let left = (clusters.end - at) / size;
             let count = left.min(AT_ONCE).min(self.clusters_to_border(at)).max(1);
-            self.change_piece(at..at + count * size, becomes).await?;
+            let piece = at..at + count * size;
+            {
+                let _turn = self.turns.turn(at, count * size).await;
+                self.change_clusters(piece, becomes).await?;
+            }
             at += count * size;
             yield_now().await;
         }
@@ -169,10 +188,9 @@ impl Qcow2Node {
         (unchanged && !self.raw_data && end > at).then_some(end)
     }
 
-    /// Changes clusters of one L2 table.
-    async fn change_piece(&self, piece: Range<u64>, becomes: Becomes) -> Result<()> {
+    /// Changes clusters of one L2 table. The caller has their turn.
+    async fn change_clusters(&self, piece: Range<u64>, becomes: Becomes) -> Result<()> {
         let size = self.geometry.cluster_size();
-        let _turn = self.turns.turn(piece.start, piece.end - piece.start).await;
         if self.raw_data && becomes != Becomes::Gone {
             // The data say it all: entries that said zero would hide writes in place that are under way from those who
             // read the tables, and not from those who read the data file.

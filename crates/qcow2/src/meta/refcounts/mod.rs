@@ -30,7 +30,7 @@ pub struct Run {
     pub fresh: bool,
 }
 
-pub(super) use write_back::Taken;
+pub(super) use write_back::{Adopted, Taken};
 
 pub(super) struct Refcounts {
     geometry: Geometry,
@@ -46,6 +46,8 @@ struct State {
     pending: BTreeSet<usize>,
     /// A longer table is to be written here, as the one on disk is too short: byte offset and clusters.
     moving_to: Option<(u64, u64)>,
+    /// A commit is about to name the table there.
+    moving_now: Option<(u64, u64)>,
     blocks: BTreeMap<usize, Block>,
     loading: HashMap<usize, Vec<Waker>>,
     limit: usize,
@@ -54,6 +56,8 @@ struct State {
     scan: u64,
     /// No cluster from this one on was ever used.
     high_water: u64,
+    /// Clusters that the file had when it was opened.
+    opened: u64,
     /// Where the next compressed cluster goes: a byte of a cluster that is partly filled. 0: nowhere.
     cursor: u64,
 }
@@ -120,12 +124,14 @@ impl Refcounts {
                 table_offset,
                 pending: BTreeSet::new(),
                 moving_to: None,
+                moving_now: None,
                 blocks: BTreeMap::new(),
                 loading: HashMap::new(),
                 limit: limit.max(2),
                 hand: 0,
                 scan: 0,
                 high_water: file_clusters,
+                opened: file_clusters,
                 cursor: 0,
             }),
         }
@@ -264,6 +270,7 @@ impl Refcounts {
         if state.table.get(index) != Some(&0) {
             return false;
         }
+        make_room(&mut state);
         let size = self.geometry.cluster_size() as usize;
         let block = Block {
             bytes: vec![0; size],
@@ -431,7 +438,18 @@ impl Refcounts {
 
     /// Whether there are more blocks in memory than there should be, all of them dirty.
     pub(super) fn is_crowded(&self) -> bool {
-        let state = self.state.lock();
+        let mut state = self.state.lock();
+        if state.blocks.len() <= 2 * state.limit {
+            return false;
+        }
+        // What was dirty may have been written since.
+        loop {
+            let before = state.blocks.len();
+            make_room(&mut state);
+            if state.blocks.len() == before {
+                break;
+            }
+        }
         state.blocks.len() > 2 * state.limit
     }
 
@@ -463,9 +481,11 @@ impl Refcounts {
         Ok(end)
     }
 
-    /// No cluster from this one on was ever used.
-    pub(super) fn high_water(&self) -> u64 {
-        self.state.lock().high_water
+    /// Between these clusters the file was used for the first time since it was opened: the first of them, and the one from which on
+    /// none was ever used.
+    pub(super) fn grown(&self) -> (u64, u64) {
+        let state = self.state.lock();
+        (state.opened, state.high_water)
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use diskfuse_block::{Error, Kind, Result};
 
-use super::{Block, MAX_TABLE, PIECE, Refcounts, SECTOR_ENTRIES, State};
+use super::{Block, MAX_TABLE, PIECE, Refcounts, SECTOR_ENTRIES, State, make_room};
 
 impl Refcounts {
     /// Whether anything is not on disk.
@@ -24,10 +24,15 @@ impl Refcounts {
             table,
             blocks,
             pending,
+            moving_to,
+            moving_now,
             ..
         } = &mut *state;
+        // Counted by what is taken here. A table that is wanted later is not, and has to wait for the next time.
+        *moving_now = *moving_to;
         let mut taken = Taken {
             entries: std::mem::take(pending).into_iter().collect(),
+            moves_to: *moving_to,
             ..Taken::default()
         };
         for (&index, block) in blocks.iter_mut() {
@@ -48,6 +53,7 @@ impl Refcounts {
     /// What was taken reached the disk, or did not.
     pub(in crate::meta) fn written(&self, taken: &Taken, reached: bool) {
         let mut state = self.state.lock();
+        state.moving_now = None;
         for &(index, piece) in &taken.places {
             if let Some(block) = state.blocks.get_mut(&index) {
                 block.writing = false;
@@ -84,7 +90,10 @@ impl Refcounts {
     /// the blocks that count them and, if the table is too short for those, a longer table. Nothing is changed.
     /// [`Kind::Os`] ENOSPC if the table would be larger than the format allows.
     pub(in crate::meta) fn plan(&self, payload: u64) -> Result<Plan> {
-        let state = self.state.lock();
+        self.plan_in(&self.state.lock(), payload)
+    }
+
+    fn plan_in(&self, state: &State, payload: u64) -> Result<Plan> {
         let per_block = self.per_block();
         let cluster = self.geometry.cluster_size();
         let last = state.table.iter().rposition(|&e| e != 0);
@@ -117,11 +126,14 @@ impl Refcounts {
         })
     }
 
-    /// Takes the clusters of a plan and puts its blocks in place, as changed and not yet on disk. The file must be long
-    /// enough. A longer table is written by the next commit; the place of one that was to be written before, and is
-    /// too short by now, is returned: byte offset and clusters.
-    pub(in crate::meta) fn adopt(&self, plan: &Plan) -> Option<(u64, u64)> {
+    /// Takes the clusters of a plan and puts its blocks in place, as changed and not yet on disk, if the plan is still what would be
+    /// planned now. The file must be long enough. A longer table is written by the next commit.
+    pub(in crate::meta) fn adopt(&self, plan: &Plan) -> Result<Adopted> {
         let mut state = self.state.lock();
+        if self.plan_in(&state, plan.payload)? != *plan {
+            return Ok(Adopted::No);
+        }
+        make_room(&mut state);
         let region = (plan.start / self.per_block()) as usize;
         let bits = self.geometry.cluster_bits();
         let size = self.geometry.cluster_size() as usize;
@@ -131,6 +143,8 @@ impl Refcounts {
             state.table.resize(entries, 0);
             let place = ((plan.start + plan.blocks) << bits, plan.table);
             outgrown = state.moving_to.replace(place);
+            // What a commit is just going over to is given back when the table moves on from there.
+            outgrown = outgrown.filter(|there| Some(*there) != state.moving_now);
         }
         for n in 0..plan.blocks as usize {
             let block = Block {
@@ -149,17 +163,17 @@ impl Refcounts {
             self.set_many(&mut state, index, place, 1, 1);
         }
         state.high_water = state.high_water.max(end);
-        outgrown
+        Ok(Adopted::Yes { outgrown })
     }
 
-    /// The longer table that has to be written before any of these entries, if there is one: where, and what it is to
-    /// hold.
-    pub(in crate::meta) fn table_to_move(&self, entries: &[usize]) -> Option<(u64, Vec<u64>)> {
+    /// The longer table that has to be written before any of the entries, if there was one to be written when they were taken:
+    /// where, and what it is to hold.
+    pub(in crate::meta) fn table_to_move(&self, taken: &Taken) -> Option<(u64, Vec<u64>)> {
+        let (offset, clusters) = taken.moves_to?;
         let state = self.state.lock();
-        let (offset, _) = state.moving_to?;
         let mut table = state.disk_table.clone();
-        table.resize(state.table.len(), 0);
-        for &index in entries {
+        table.resize((clusters * self.geometry.cluster_size() / 8) as usize, 0);
+        for &index in &taken.entries {
             table[index] = state.table[index];
         }
         Some((offset, table))
@@ -187,8 +201,20 @@ impl Refcounts {
     }
 }
 
+/// Whether a plan was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::meta) enum Adopted {
+    /// Something else has come in between: plan again.
+    No,
+    /// It was.
+    Yes {
+        /// The place of a table that was to be written, and is too short by now: byte offset and clusters.
+        outgrown: Option<(u64, u64)>,
+    },
+}
+
 /// Where a longer table, or a large piece of metadata, goes. In clusters.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::meta) struct Plan {
     /// The first cluster: of the blocks, then the table, then the payload.
     pub(in crate::meta) start: u64,
@@ -203,6 +229,8 @@ pub(in crate::meta) struct Taken {
     pub(in crate::meta) pieces: Vec<(u64, Vec<u8>)>,
     pub(in crate::meta) entries: Vec<usize>,
     places: Vec<(usize, usize)>,
+    /// A longer table that is to be written here, which the pieces count: byte offset and clusters.
+    moves_to: Option<(u64, u64)>,
 }
 
 fn too_large() -> Error {
