@@ -148,8 +148,8 @@ impl Graph {
     /// [`Kind::NotFound`](crate::Kind::NotFound) if there is no such node, [`Kind::Busy`](crate::Kind::Busy) if one of the users
     /// cannot be stopped; then nobody is.
     pub async fn drain(&self, name: &str) -> Result<Drained> {
-        let (drain, nodes) = self.0.lock().drain_begins(name)?;
-        let brakes = drain.held.lock().clone();
+        // Those it found: who is put on the node from now on is held by whoever puts him there.
+        let (drain, nodes, brakes) = self.0.lock().drain_begins(name)?;
         for brake in &brakes {
             brake.hold();
         }

@@ -406,8 +406,11 @@ impl State {
         Some(gone)
     }
 
-    /// Notes a drain of the node, and says which nodes it concerns. The brakes of their users are in it, and not held yet.
-    pub(super) fn drain_begins(&mut self, name: &str) -> Result<(Drain, Vec<String>)> {
+    /// Notes a drain of the node, and says which nodes it concerns, and the brakes of their users. Those are in it, and not held yet.
+    pub(super) fn drain_begins(
+        &mut self,
+        name: &str,
+    ) -> Result<(Drain, Vec<String>, Vec<Arc<Brake>>)> {
         let index = self.find(name)?;
         let (mut brakes, mut nodes) = (Vec::new(), Vec::new());
         for above in self.with_ancestors(index) {
@@ -419,10 +422,10 @@ impl State {
         let drain = Drain {
             id: self.next_drain,
             node: Arc::clone(&self.entries[index].name),
-            held: Arc::new(Mutex::new(brakes)),
+            held: Arc::new(Mutex::new(brakes.clone())),
         };
         self.drains.push(drain.clone());
-        Ok((drain, nodes))
+        Ok((drain, nodes, brakes))
     }
 
     pub(super) fn drain_ended(&mut self, id: u64) {
