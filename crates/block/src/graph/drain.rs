@@ -62,6 +62,11 @@ impl Brake {
         self.hook.as_ref()?.upgrade()
     }
 
+    fn is_of(&self, hook: &dyn DrainHook) -> bool {
+        self.hook()
+            .is_some_and(|own| std::ptr::addr_eq(Arc::as_ptr(&own), hook))
+    }
+
     fn hold(&self) {
         *self.drains.lock() += 1;
     }
@@ -119,6 +124,23 @@ impl Graph {
     /// cannot be stopped; then nobody is.
     pub async fn drain(&self, name: &str) -> Result<Drained> {
         let (nodes, brakes) = self.0.lock().drain_begins(name)?;
+        self.stop(name, nodes, brakes).await
+    }
+
+    /// [`Graph::drain`] of another node, for a user that is being drained and has stopped, but for what those write to its node
+    /// who use that one: the user itself is left out, wherever it is. Called by its hook.
+    pub async fn drain_along(&self, name: &str, hook: &dyn DrainHook) -> Result<Drained> {
+        let (nodes, mut brakes) = self.0.lock().drain_begins(name)?;
+        brakes.retain(|brake| !brake.is_of(hook));
+        self.stop(name, nodes, brakes).await
+    }
+
+    async fn stop(
+        &self,
+        name: &str,
+        nodes: Vec<String>,
+        brakes: Vec<Arc<Brake>>,
+    ) -> Result<Drained> {
         for brake in &brakes {
             brake.hold();
         }
