@@ -293,6 +293,35 @@ fn a_guest_that_outruns_the_target_waits_for_it_until_the_job_is_ready() {
 }
 
 #[test]
+fn a_mirror_is_changed_to_write_to_both_sides_and_not_back() {
+    run(async {
+        let lab = Lab::new();
+        lab.raw("src", 4 * MIB);
+        lab.raw("dst", 4 * MIB);
+        let job = begin(&lab, MirrorConfig::new(JobConfig::new("m"), "src", "dst")).await;
+        reaches(&job, &[Status::Ready]).await;
+        job.change_copy_mode(CopyMode::Background).unwrap();
+        job.change_copy_mode(CopyMode::WriteBlocking).unwrap();
+        job.pause().unwrap();
+        reaches(&job, &[Status::Standby]).await;
+        // Nobody but the guest copies it.
+        lab.fill("src", MIB, &[3; 4096]).await;
+        assert_same(
+            &lab.contents("dst").await[1 << 20..][..4096],
+            &[3; 4096],
+            "the copy",
+        );
+        let error = job.change_copy_mode(CopyMode::Background).unwrap_err();
+        let words = "Change to copy mode 'background' is not implemented";
+        assert_eq!(error.to_string(), words);
+        job.resume().unwrap();
+        job.complete().unwrap();
+        job.over().await.unwrap();
+        job.change_copy_mode(CopyMode::WriteBlocking).unwrap_err();
+    });
+}
+
+#[test]
 fn what_grows_below_a_filter_ends_its_mirror_at_once() {
     run(async {
         let lab = Lab::new();

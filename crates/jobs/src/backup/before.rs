@@ -12,7 +12,7 @@ use diskfuse_block::{
 };
 use parking_lot::Mutex;
 
-use crate::copy::{Bounce, Copied, Failure, Holds, copy};
+use crate::copy::{Bounce, Copied, Failure, Holds, copy, copy_compressed};
 use crate::job::Job;
 use crate::seat::Seat;
 
@@ -40,6 +40,8 @@ pub(super) struct Before {
     turns: RangeQueue,
     /// The target shows zeroes where nothing was copied to.
     pub(super) fresh: AtomicBool,
+    /// The target keeps what is copied compressed, in units of so many bytes.
+    compressed: Option<u64>,
     on_error: OnCbwError,
     /// Nothing is saved any more.
     over: AtomicBool,
@@ -52,6 +54,7 @@ impl Before {
         job: Arc<Job>,
         target: &Arc<Seat>,
         left: DirtyBitmap,
+        compressed: Option<u64>,
         on_error: OnCbwError,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -60,6 +63,7 @@ impl Before {
             left,
             turns: RangeQueue::default(),
             fresh: AtomicBool::new(false),
+            compressed,
             on_error,
             over: AtomicBool::new(false),
             broken: Mutex::default(),
@@ -83,7 +87,11 @@ impl Before {
             false => Holds::Anything,
         };
         while let Some(area) = self.left.next_dirty(range.start, range.end, AT_ONCE) {
-            copy(source, &*target, area.clone(), bounce, holds).await?;
+            let range = area.clone();
+            match self.compressed {
+                Some(unit) => copy_compressed(source, &*target, range, unit, bounce, holds).await?,
+                None => copy(source, &*target, range, bounce, holds).await?,
+            }
             if self.is_over() {
                 // It may have been overwritten while it was copied.
                 return Ok(());

@@ -188,6 +188,14 @@ impl Node for Fleeced {
         self.node.write(offset, buf)
     }
 
+    fn compresses(&self) -> bool {
+        self.node.compresses()
+    }
+
+    fn write_compressed(&self, offset: u64, buf: Buf) -> LocalFuture<'_, (Result<()>, Buf)> {
+        self.node.write_compressed(offset, buf)
+    }
+
     fn write_zeroes(&self, offset: u64, len: u64, how: Zeroes) -> LocalFuture<'_, Result<()>> {
         self.node.write_zeroes(offset, len, how)
     }

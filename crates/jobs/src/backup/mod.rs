@@ -67,6 +67,8 @@ pub struct BackupConfig {
     pub sync: BackupSync,
     /// A bitmap of the source, and what becomes of it.
     pub bitmap: Option<(Arc<DirtyBitmap>, BitmapMode)>,
+    /// The target keeps it compressed.
+    pub compress: bool,
     /// About errors of the source.
     pub on_source_error: OnError,
     /// About errors of the target.
@@ -84,6 +86,7 @@ impl BackupConfig {
             target: target.to_owned(),
             sync: BackupSync::Full,
             bitmap: None,
+            compress: false,
             on_source_error: OnError::default(),
             on_target_error: OnError::default(),
             on_cbw_error: OnCbwError::default(),
@@ -115,8 +118,8 @@ struct Incremental {
 /// Gets a backup ready to begin. The disk is copied as it is when [`Start::launch`] is called.
 ///
 /// # Errors
-/// In the words of `blockdev-backup`: if the id or a node is in use, the nodes are the same or of different sizes, or the
-/// bitmap cannot be used.
+/// In the words of `blockdev-backup`: if the id or a node is in use, the nodes are the same or of different sizes, the
+/// bitmap cannot be used, or the target cannot keep anything compressed.
 pub fn backup(jobs: &Jobs, graph: &Graph, config: BackupConfig) -> Result<Start> {
     if config.source == config.target {
         return Err(invalid("Source and target cannot be the same"));
@@ -142,8 +145,14 @@ pub fn backup(jobs: &Jobs, graph: &Graph, config: BackupConfig) -> Result<Start>
     let source_seat = Seat::take(graph, &job, source, reads, None)?;
     let target_seat = Arc::new(Seat::take(graph, &job, target, writes, Some(source))?);
     let cluster = target_seat.node().cluster_size().unwrap_or(CLUSTER);
+    if config.compress && !target_seat.node().compresses() {
+        let message = format!("Compression is not supported for this drive {target}");
+        return Err(Error::new(Kind::Unsupported, message));
+    }
     let left = DirtyBitmap::new(source_seat.node().size(), cluster.max(CLUSTER))?;
-    let before = Before::new(Arc::clone(&job), &target_seat, left, config.on_cbw_error);
+    let compressed = config.compress.then_some(cluster);
+    let on_error = config.on_cbw_error;
+    let before = Before::new(Arc::clone(&job), &target_seat, left, compressed, on_error);
     let wrap: Arc<dyn Wrap> = Arc::new(AroundSource(Arc::clone(&before)));
     let bitmap = config
         .bitmap

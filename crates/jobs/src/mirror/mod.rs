@@ -104,7 +104,6 @@ pub(crate) fn start(jobs: &Jobs, graph: &Graph, config: MirrorConfig, what: What
         perm: Permissions::CONSISTENT_READ,
         shared: Permissions::ALL,
     };
-    let blocking = config.copy_mode == CopyMode::WriteBlocking;
     // The guest may write to the target as well.
     let along = Some(&*config.source);
     let source = Seat::take(graph, &job, &config.source, reads, None)?;
@@ -123,7 +122,6 @@ pub(crate) fn start(jobs: &Jobs, graph: &Graph, config: MirrorConfig, what: What
         Arc::clone(&target),
         node.size(),
         granularity,
-        blocking,
         config.on_target_error,
     )?;
     let wrap: Arc<dyn Wrap> = Arc::new(AroundSource(Arc::clone(&tracker)));
@@ -464,7 +462,11 @@ impl Driver for Mirror {
         let all = matches!(self.scope, Scope::All);
         self.tracker.begin(source.size(), all)?;
         if job.kind() == JobType::Mirror {
-            job.set_actively_synced(self.config.copy_mode == CopyMode::WriteBlocking);
+            let blocking = self.config.copy_mode == CopyMode::WriteBlocking;
+            if blocking {
+                job.begin_write_blocking();
+            }
+            job.set_actively_synced(blocking);
         }
         Ok(())
     }

@@ -28,10 +28,8 @@ pub(super) struct Tracker {
     pub(super) fresh: AtomicBool,
     /// Turns on what is being written to the target.
     turns: RangeQueue,
-    /// Changes are made to the target as well before they are answered: always,
-    always_blocking: bool,
-    /// or for now.
-    blocking: AtomicBool,
+    /// Changes are made to the target as well before they are answered, for now.
+    keeps_up: AtomicBool,
     on_target_error: OnError,
     /// Nobody wants to know any more.
     over: AtomicBool,
@@ -43,7 +41,6 @@ impl Tracker {
         target: Arc<Seat>,
         size: u64,
         granularity: u64,
-        blocking: bool,
         on_target_error: OnError,
     ) -> Result<Arc<Self>> {
         Ok(Arc::new(Self {
@@ -53,8 +50,7 @@ impl Tracker {
             written: DirtyBitmap::new(size, granularity)?,
             fresh: AtomicBool::new(false),
             turns: RangeQueue::default(),
-            always_blocking: blocking,
-            blocking: AtomicBool::new(blocking),
+            keeps_up: AtomicBool::new(false),
             on_target_error,
             over: AtomicBool::new(false),
         }))
@@ -83,9 +79,12 @@ impl Tracker {
 
     /// Whether, for now, nothing of what is the same becomes dirty because of a guest, who waits for the target instead. What is
     /// being written still may.
-    pub(super) fn keep_up(&self, blocking: bool) {
-        let blocking = blocking || self.always_blocking;
-        self.blocking.store(blocking, Ordering::SeqCst);
+    pub(super) fn keep_up(&self, keeps_up: bool) {
+        self.keeps_up.store(keeps_up, Ordering::SeqCst);
+    }
+
+    fn is_blocking(&self) -> bool {
+        self.keeps_up.load(Ordering::SeqCst) || self.job.is_write_blocking()
     }
 
     pub(super) fn end(&self) {
@@ -225,7 +224,7 @@ impl Watch for Tracker {
             let range = edit.range(node.size());
             // What the target has no room for is the end of the job.
             let fits = range.end <= self.dirty.size();
-            match fits && self.blocking.load(Ordering::SeqCst) {
+            match fits && self.is_blocking() {
                 true => self.make_both(node, edit, range).await,
                 false => self.note(node, edit, range).await,
             }

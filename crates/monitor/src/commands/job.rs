@@ -100,6 +100,16 @@ words! {
     }
 }
 
+words! {
+    /// What a backup does if what is about to be overwritten cannot be saved (`OnCbwError`).
+    enum OnCbwError {
+        /// It is not overwritten: the guest's write fails.
+        BreakGuestWrite = "break-guest-write",
+        /// It is overwritten: the backup fails.
+        BreakSnapshot = "break-snapshot",
+    }
+}
+
 record! {
     /// `block-stream`.
     args struct BlockStream {
@@ -185,6 +195,8 @@ record! {
         "on-source-error" on_source_error: Option<OnError>,
         /// After an error of the target; by default report.
         "on-target-error" on_target_error: Option<OnError>,
+        /// After an error in the way of a guest's write; by default that fails.
+        "on-cbw-error" on_cbw_error: Option<OnCbwError>,
         /// Whether it ends without `job-finalize`; by default yes.
         "auto-finalize" auto_finalize: Option<bool>,
         /// Whether it is forgotten without `job-dismiss`; by default yes.
@@ -317,5 +329,17 @@ record! {
         "device" device: String,
         /// Bytes per second; 0: no limit.
         "speed" speed: i64,
+    }
+}
+
+record! {
+    /// `block-job-change` (`JobChangeOptions`).
+    args struct BlockJobChange {
+        /// The job.
+        "id" id: String,
+        /// What it does.
+        "type" kind: JobType,
+        /// When a mirror copies from now on.
+        "copy-mode" copy_mode: Option<CopyMode>,
     }
 }
