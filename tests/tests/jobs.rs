@@ -291,6 +291,60 @@ fn what_is_read_where_nothing_was_saved_is_an_error_when_fleecing_is_over() {
     });
 }
 
+#[test]
+fn a_backup_is_compressed_and_a_mirror_is_changed_on_the_way() {
+    once(|bed| {
+        let mut stage = Stage::start(bed);
+        let disk = stage.add_raw("disk");
+        let shown = stage.export("disk");
+        let file = File::options().write(true).open(&shown).unwrap();
+        file.write_all_at(&vec![7; 4 << 20], 1 << 20).unwrap();
+        drop(file);
+        let small = stage.add_qcow2("small");
+        let mut backup = json!({
+            "job-id": "j", "device": "disk", "target": "small", "sync": "full", "compress": true,
+            "on-cbw-error": "break-snapshot",
+        });
+        stage.run("blockdev-backup", backup.clone());
+        stage.job_ends("j");
+        backup["target"] = json!("raw");
+        stage.add_raw("raw");
+        let words = "Compression is not supported for this drive raw";
+        stage.refused("blockdev-backup", backup, words);
+        stage.run("blockdev-del", json!({"node-name": "small"}));
+        check_image(&small);
+        let bytes = small.metadata().unwrap().len();
+        assert!(bytes < 1 << 20, "{bytes}");
+
+        let mirror = json!({"job-id": "m", "device": "disk", "target": "raw", "sync": "full"});
+        stage.run("blockdev-mirror", mirror);
+        stage.qmp.job_is("m", "ready");
+        let change = |mode: &str| json!({"id": "m", "type": "mirror", "copy-mode": mode});
+        stage.run("block-job-change", change("write-blocking"));
+        let words = "Change to copy mode 'background' is not implemented";
+        stage.refused("block-job-change", change("background"), words);
+        let other = json!({"id": "m", "type": "backup"});
+        stage.refused(
+            "block-job-change",
+            other,
+            "Job type does not support change",
+        );
+        stage.run("block-job-cancel", json!({"device": "m"}));
+        stage.job_ends("m");
+        stage.run("block-export-del", json!({"id": "disk"}));
+        stage
+            .qmp
+            .event_of("BLOCK_EXPORT_DELETED", |data| data["id"] == "disk");
+        let bed = stage.stop();
+        for (copy, format) in [(&small, "qcow2"), (&bed.path("raw"), "raw")] {
+            Tool::new("qemu-img")
+                .args(["compare", "-f", "raw", "-F", format])
+                .args([&disk, copy])
+                .run();
+        }
+    });
+}
+
 /// What a bitmap of a node is said to have.
 fn count(stage: &mut Stage<'_>, node: &str, bitmap: &str) -> Value {
     let nodes = stage.run("query-named-block-nodes", json!({}));

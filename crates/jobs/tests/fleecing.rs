@@ -149,7 +149,7 @@ fn a_read_that_a_write_overtakes_shows_what_was_there() {
         // Nobody waits for the reader.
         lab.fill("src", MIB + 64 * KIB, &[2; 4096]).await;
         disk.stalled.store(false, SeqCst);
-        assert_same(&slow.await, &[1; 128 << 10], "what was read");
+        assert_same(&slow.await, &vec![1; 128 << 10], "what was read");
         cancel(&job).await;
         remove(&lab).await;
     });
@@ -270,7 +270,7 @@ fn a_write_that_went_first_is_an_error_to_who_reads_there() {
                 .map_or_else(|e| e.errno(), |_| 0);
             assert_eq!(errno, libc::EIO, "{over}");
             let saved = read(&*node, 0, 64 * KIB).await.unwrap();
-            assert_same(&saved, &[1; 64 << 10], "what was saved");
+            assert_same(&saved, &vec![1; 64 << 10], "what was saved");
         }
         faulty.write_errno.store(0, SeqCst);
     });

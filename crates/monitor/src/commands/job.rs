@@ -1,6 +1,9 @@
 //! Arguments and answers of the commands that start and steer jobs (`qapi/job.json`, `qapi/block-core.json`).
 
-use super::kind::{record, words};
+use super::kind::{Arguments, Kind, Members, ReadableMember, record, words};
+use super::shape::{Definition, MemberShape, STR, Shape};
+use crate::error::Error;
+use crate::fields::Fields;
 
 words! {
     /// What a job does (`JobType`); those that are built.
@@ -333,13 +336,53 @@ record! {
 }
 
 record! {
-    /// `block-job-change` (`JobChangeOptions`).
-    args struct BlockJobChange {
-        /// The job.
-        "id" id: String,
-        /// What it does.
-        "type" kind: JobType,
-        /// When a mirror copies from now on.
-        "copy-mode" copy_mode: Option<CopyMode>,
+    /// What can be changed of a mirror (`JobChangeOptionsMirror`).
+    args struct MirrorChange {
+        /// When it copies from now on.
+        "copy-mode" copy_mode: CopyMode,
     }
+}
+
+record! {
+    /// What can be changed of other jobs: nothing.
+    args struct NoChange {}
+}
+
+/// `block-job-change` (`JobChangeOptions`).
+#[derive(Debug, Clone, PartialEq)]
+pub struct BlockJobChange {
+    /// The job.
+    pub id: String,
+    /// What becomes of it, if it is a mirror.
+    pub mirror: Option<MirrorChange>,
+}
+
+impl Arguments for BlockJobChange {
+    fn arguments_shape() -> Shape {
+        Shape::Named("BlockJobChange", || Definition::Object {
+            members: vec![
+                MemberShape::required("id", STR),
+                MemberShape::required("type", JobType::shape()),
+            ],
+            variants: Some(("type", JobType::WORDS.iter().map(change_of).collect())),
+        })
+    }
+
+    fn read_all(mut fields: Fields<'_>) -> Result<Self, Error> {
+        let id = ReadableMember::read(&mut fields, "id")?;
+        let mirror = match ReadableMember::read(&mut fields, "type")? {
+            JobType::Mirror => Some(Members::read(&mut fields)?),
+            _ => None,
+        };
+        fields.finish()?;
+        Ok(Self { id, mirror })
+    }
+}
+
+fn change_of((word, kind): &(&'static str, JobType)) -> (&'static str, Shape) {
+    let shape = match kind {
+        JobType::Mirror => MirrorChange::shape(),
+        _ => NoChange::shape(),
+    };
+    (word, shape)
 }

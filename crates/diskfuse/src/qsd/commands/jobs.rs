@@ -380,12 +380,7 @@ pub fn set_speed(host: &Commands, what: &BlockJobSetSpeed) -> Result<()> {
 /// `block-job-change`.
 pub fn change(host: &Commands, what: &BlockJobChange) -> Result<()> {
     let job = host.jobs.find_block_job(&what.id)?;
-    match (what.kind, what.copy_mode) {
-        (commands::JobType::Mirror, None) => {
-            Err(Error::refused("Parameter 'copy-mode' is missing"))
-        }
-        (commands::JobType::Mirror, Some(mode)) => Ok(job.change_copy_mode(copy_mode(mode))?),
-        (_, Some(_)) => Err(Error::refused("Parameter 'copy-mode' is unexpected")),
-        (_, None) => Err(Error::refused("Job type does not support change")),
-    }
+    let change = what.mirror.as_ref();
+    let change = change.ok_or_else(|| Error::refused("Job type does not support change"))?;
+    Ok(job.change_copy_mode(copy_mode(change.copy_mode))?)
 }
