@@ -184,10 +184,11 @@ fn who_reads_on_after_the_end_gets_errors_and_no_mixture() {
         lab.raw("src", 4 * MIB);
         lab.fill("src", 0, &vec![1; 4 << 20]).await;
         lab.qcow2("dst", 4 * MIB, "", Some("src")).await;
-        let mut guest = Guest::start(&lab.graph, "src", vec![1; 4 << 20], 1, 1);
         let start = backup(&lab.jobs, &lab.graph, fleecing(BackupSync::None)).unwrap();
         let job = start.begin(&lab.jobs).await.unwrap();
-        reaches(&job, &[Status::Running]).await;
+        // It writes some of it, and stays as an export that could write more.
+        let mut guest = Guest::start(&lab.graph, "src", vec![1; 4 << 20], 1, 1);
+        busy(&guest, 20).await;
         guest.stop();
         let guest_model = guest.model();
         let saved = guest_model.chunks(64 << 10);
