@@ -8,7 +8,9 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use diskfuse_e2e::{Bed, Stage, Tool, Writers, as_raw, check_background, everywhere, once};
+use diskfuse_e2e::{
+    Bed, Stage, Tool, Writers, as_raw, check_background, check_image, everywhere, once,
+};
 use serde_json::{Value, json};
 
 /// A disk with a background, exported and under load; and its image.
@@ -180,6 +182,166 @@ fn a_backup_is_the_disk_of_one_moment_and_the_next_one_holds_what_changed() {
             println!("round {round}");
         }
         stage.finish(writers, "disk", &disk, "qcow2");
+    });
+}
+
+/// An overlay on a node, opened with that below it.
+fn add_overlay(stage: &mut Stage<'_>, name: &str, below: &str) -> PathBuf {
+    let path = stage.add_qcow2(name);
+    stage.run("blockdev-del", json!({"node-name": name}));
+    let file = format!("{name}-file");
+    stage.run(
+        "blockdev-add",
+        json!({"driver": "qcow2", "node-name": name, "file": file, "backing": below}),
+    );
+    path
+}
+
+/// A raw copy of what a file shows.
+fn copied(bed: &Bed, shown: &Path) -> PathBuf {
+    let raw = bed.path("copied");
+    Tool::new("qemu-img")
+        .args(["convert", "-f", "raw", "-O", "raw"])
+        .args([shown, &raw])
+        .run();
+    raw
+}
+
+#[test]
+fn an_overlay_that_is_fleeced_into_shows_the_disk_of_one_moment() {
+    everywhere(|bed| {
+        let mut stage = Stage::start(bed);
+        let disk = stage.add_qcow2("disk");
+        let writers = under_load(&mut stage, "disk");
+        add_overlay(&mut stage, "fleece", "disk");
+        let from = writers.acknowledged();
+        let actions = json!([
+            {"type": "block-dirty-bitmap-add", "data": {"node": "disk", "name": "b"}},
+            {"type": "blockdev-backup", "data":
+                {"job-id": "j", "device": "disk", "target": "fleece", "sync": "none"}},
+        ]);
+        stage.run("transaction", json!({"actions": actions}));
+        let to = writers.acknowledged();
+        let mut export = stage.export_options("fleece", "fleece", &["t0", "t1"]);
+        export["writable"] = json!(false);
+        let shown = bed.mountpoint("fleece.m");
+        stage.run("block-export-add", export);
+        for _ in 0..3 {
+            writers.go_on(50);
+            let raw = copied(bed, &shown);
+            writers.check_moment(&raw, &from, &to);
+            check_background(&raw);
+            Tool::new("qemu-img")
+                .args(["compare", "-f", "raw", "-F", "raw"])
+                .args([&raw, &shown])
+                .run();
+        }
+        stage.pause_was_short(&writers, "blockdev-backup, fleecing");
+        let in_use = json!({"node-name": "fleece"});
+        let words = "Node 'fleece' is busy: block device is in use by block job: backup";
+        stage.refused("blockdev-del", in_use.clone(), words);
+        stage.run("block-export-del", json!({"id": "fleece"}));
+        stage
+            .qmp
+            .event_of("BLOCK_EXPORT_DELETED", |data| data["id"] == "fleece");
+        stage.run("job-cancel", json!({"id": "j"}));
+        let event = stage.qmp.event("BLOCK_JOB_CANCELLED");
+        assert_eq!(event["data"]["device"], "j");
+        stage.job_is_gone("j");
+        stage.pause_was_short(&writers, "blockdev-backup, fleecing, cancelled");
+        stage.run("blockdev-del", in_use);
+        check_image(&bed.path("fleece"));
+        stage.finish(writers, "disk", &disk, "qcow2");
+    });
+}
+
+#[test]
+fn what_is_read_where_nothing_was_saved_is_an_error_when_fleecing_is_over() {
+    once(|bed| {
+        let mut stage = Stage::start(bed);
+        let disk = stage.add_raw("disk");
+        let writers = under_load(&mut stage, "disk");
+        add_overlay(&mut stage, "fleece", "disk");
+        let backup = json!({"job-id": "j", "device": "disk", "target": "fleece", "sync": "none"});
+        stage.run("blockdev-backup", backup);
+        let mut export = stage.export_options("fleece", "fleece", &["t0"]);
+        export["writable"] = json!(false);
+        let shown = bed.mountpoint("fleece.m");
+        stage.run("block-export-add", export);
+        let file = File::open(&shown).unwrap();
+        let mut byte = [0];
+        let unsaved = 128 << 10;
+        file.read_exact_at(&mut byte, unsaved).unwrap();
+        writers.go_on(50);
+        stage.run("job-cancel", json!({"id": "j"}));
+        stage.job_is_gone("j");
+        file.read_exact_at(&mut byte, 0).unwrap();
+        let far = File::open(&shown).unwrap();
+        let error = far
+            .read_exact_at(&mut byte, unsaved + (1 << 20))
+            .unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(5));
+        drop((file, far));
+        stage.run("block-export-del", json!({"id": "fleece"}));
+        stage
+            .qmp
+            .event_of("BLOCK_EXPORT_DELETED", |data| data["id"] == "fleece");
+        stage.run("blockdev-del", json!({"node-name": "fleece"}));
+        stage.finish(writers, "disk", &disk, "raw");
+    });
+}
+
+#[test]
+fn a_backup_is_compressed_and_a_mirror_is_changed_on_the_way() {
+    once(|bed| {
+        let mut stage = Stage::start(bed);
+        let disk = stage.add_raw("disk");
+        let shown = stage.export("disk");
+        let file = File::options().write(true).open(&shown).unwrap();
+        file.write_all_at(&vec![7; 4 << 20], 1 << 20).unwrap();
+        drop(file);
+        let small = stage.add_qcow2("small");
+        let mut backup = json!({
+            "job-id": "j", "device": "disk", "target": "small", "sync": "full", "compress": true,
+            "on-cbw-error": "break-snapshot",
+        });
+        stage.run("blockdev-backup", backup.clone());
+        stage.job_ends("j");
+        backup["target"] = json!("raw");
+        stage.add_raw("raw");
+        let words = "Compression is not supported for this drive raw";
+        stage.refused("blockdev-backup", backup, words);
+        stage.run("blockdev-del", json!({"node-name": "small"}));
+        check_image(&small);
+        let bytes = small.metadata().unwrap().len();
+        assert!(bytes < 1 << 20, "{bytes}");
+
+        let mirror = json!({"job-id": "m", "device": "disk", "target": "raw", "sync": "full"});
+        stage.run("blockdev-mirror", mirror);
+        stage.qmp.job_is("m", "ready");
+        let change = |mode: &str| json!({"id": "m", "type": "mirror", "copy-mode": mode});
+        stage.run("block-job-change", change("write-blocking"));
+        let words = "Change to copy mode 'background' is not implemented";
+        stage.refused("block-job-change", change("background"), words);
+        let other = json!({"id": "m", "type": "backup"});
+        stage.refused(
+            "block-job-change",
+            other,
+            "Job type does not support change",
+        );
+        stage.run("block-job-cancel", json!({"device": "m"}));
+        stage.job_ends("m");
+        stage.run("block-export-del", json!({"id": "disk"}));
+        stage
+            .qmp
+            .event_of("BLOCK_EXPORT_DELETED", |data| data["id"] == "disk");
+        let bed = stage.stop();
+        for (copy, format) in [(&small, "qcow2"), (&bed.path("raw"), "raw")] {
+            Tool::new("qemu-img")
+                .args(["compare", "-f", "raw", "-F", format])
+                .args([&disk, copy])
+                .run();
+        }
     });
 }
 

@@ -189,6 +189,17 @@ pub trait Node: Any + Send + Sync {
     /// Writes the window of `buf` at `offset`. For what [`Node::resolve`] calls work; right for everything.
     fn write(&self, offset: u64, buf: Buf) -> LocalFuture<'_, (Result<()>, Buf)>;
 
+    /// Whether [`Node::write_compressed`] can make data smaller.
+    fn compresses(&self) -> bool {
+        false
+    }
+
+    /// [`Node::write`], with those units of [`Node::cluster_size`] that are written as a whole kept compressed where that makes
+    /// them smaller. Nobody else may be writing the range.
+    fn write_compressed(&self, offset: u64, buf: Buf) -> LocalFuture<'_, (Result<()>, Buf)> {
+        self.write(offset, buf)
+    }
+
     /// Makes a range read as zeroes.
     fn write_zeroes(&self, offset: u64, len: u64, how: Zeroes) -> LocalFuture<'_, Result<()>>;
 

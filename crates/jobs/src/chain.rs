@@ -58,6 +58,14 @@ pub(crate) fn chain(graph: &Graph, top: &str) -> Result<Vec<String>> {
     Ok(chain)
 }
 
+/// The nodes of a chain, and the images that they show through filters: those that read what is below in it.
+pub(crate) fn readers(graph: &Graph, chain: &[String]) -> Result<Vec<String>> {
+    let images = chain.iter().map(|name| below_filters(graph, name));
+    let mut readers = images.collect::<Result<Vec<_>>>()?;
+    readers.extend_from_slice(chain);
+    Ok(readers)
+}
+
 /// The nodes of these names.
 pub(crate) fn nodes(graph: &Graph, names: &[String]) -> Result<Vec<Arc<dyn Node>>> {
     names.iter().map(|name| graph.get(name)).collect()

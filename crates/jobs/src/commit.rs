@@ -189,6 +189,7 @@ fn commit_active(
         scope: Scope::Layers(layers.to_vec()),
         nodes: chain.to_vec(),
         target: TO_BASE,
+        hidden: true,
     };
     let mirror = MirrorConfig {
         on_source_error: config.on_error,
@@ -213,13 +214,18 @@ fn commit_below(
         perm: Permissions::CONSISTENT_READ,
         shared: Permissions::CONSISTENT_READ,
     };
-    let layers = above[1..].iter();
-    let layers = layers.map(|name| Seat::take(graph, &job, name, reads, None));
+    let readers = chain::readers(graph, chain)?;
+    let hidden = |name, rights| {
+        let seat = Seat::take(graph, &job, name, rights, None)?;
+        seat.show_only_to(&readers)?;
+        Ok(seat)
+    };
+    let layers = above[1..].iter().map(|name| hidden(name, reads));
     let driver = Commit {
         graph: graph.clone(),
         overlay: Seat::take(graph, &job, &above[0], OF_OVERLAY, None)?,
         layers: layers.collect::<Result<Vec<_>>>()?,
-        base: Seat::take(graph, &job, &base[0], TO_BASE, None)?,
+        base: hidden(&base[0], TO_BASE)?,
         backing_file: config.backing_file,
         on_error: config.on_error,
     };

@@ -44,11 +44,12 @@ pub(crate) struct Bounce(Option<Buf>);
 
 impl Bounce {
     fn take(&mut self, len: u64) -> Result<Buf> {
+        let len = len as usize;
         let buf = match self.0.take() {
-            Some(buf) => buf,
-            None => Buf::new(PIECE as usize).map_err(|e| Error::os("get memory", e))?,
+            Some(buf) if buf.capacity() >= len => buf,
+            _ => Buf::new(len.max(PIECE as usize)).map_err(|e| Error::os("get memory", e))?,
         };
-        Ok(buf.with_window(0..len.min(PIECE) as usize))
+        Ok(buf.with_window(0..len))
     }
 }
 
@@ -82,7 +83,7 @@ pub(crate) async fn copy(
                     written.mark(at, len);
                 }
                 let buf = bounce.take(len).map_err(Failure::read)?;
-                let (result, buf) = move_piece(source, target, at, buf).await;
+                let (result, buf) = move_piece(source, target, at, buf, false).await;
                 bounce.0 = Some(buf);
                 result?;
             }
@@ -92,12 +93,55 @@ pub(crate) async fn copy(
     Ok(())
 }
 
-async fn move_piece(source: &dyn Node, target: &dyn Node, at: u64, buf: Buf) -> (Copied, Buf) {
+/// [`copy`] of whole units of `unit` bytes, a power of two, which the target keeps compressed.
+pub(crate) async fn copy_compressed(
+    source: &dyn Node,
+    target: &dyn Node,
+    range: Range<u64>,
+    unit: u64,
+    bounce: &mut Bounce,
+    holds: Holds<'_>,
+) -> Copied {
+    let mut at = range.start;
+    while at < range.end {
+        let most = (range.end - at).min(PIECE.max(unit));
+        let (len, zero) = stretch(source, at, most).await.map_err(Failure::read)?;
+        // A unit is zero as a whole or data as a whole.
+        let zeroes = if len == most { len } else { len / unit * unit };
+        let len = match zero && zeroes > 0 {
+            true => {
+                write_zeroes(target, at, zeroes, holds).await?;
+                zeroes
+            }
+            false => {
+                let len = len.next_multiple_of(unit).min(most);
+                let buf = bounce.take(len).map_err(Failure::read)?;
+                let (result, buf) = move_piece(source, target, at, buf, true).await;
+                bounce.0 = Some(buf);
+                result?;
+                len
+            }
+        };
+        at += len;
+    }
+    Ok(())
+}
+
+async fn move_piece(
+    source: &dyn Node,
+    target: &dyn Node,
+    at: u64,
+    buf: Buf,
+    compressed: bool,
+) -> (Copied, Buf) {
     let (read, buf) = io::read(source, at, buf).await;
     if let Err(error) = read {
         return (Err(Failure::read(error)), buf);
     }
-    let (written, buf) = io::write(target, at, buf).await;
+    let (written, buf) = match compressed {
+        true => target.write_compressed(at, buf).await,
+        false => io::write(target, at, buf).await,
+    };
     (written.map_err(Failure::write), buf)
 }
 

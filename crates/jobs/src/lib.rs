@@ -10,8 +10,8 @@
 //!   job as well, between two pieces.
 //! * What must see the guest's writes is *wrapped* around the node while it is drained, and taken away the same way.
 //! * When a mirror or an active commit ends, the guest stands still until what is dirty then is copied and the target is
-//!   flushed. That is 4 MiB at most, unless 16 more sweeps did not get there because the guest writes faster than the target
-//!   takes it; how long the flush takes is up to the target's disk.
+//!   flushed. That is 4 MiB at most, unless 16 more sweeps did not get there, though the guest waits for the target meanwhile;
+//!   how long the flush takes is up to the target's disk.
 //! * A job works (`run`), waits for those of its transaction, makes its result the truth (`prepare`) and puts things in
 //!   order (`finish`).
 

@@ -55,7 +55,7 @@ impl DrainHook for Hook {
             let Some(name) = &self.along else {
                 return;
             };
-            match self.graph.drain(name).await {
+            match self.graph.drain_along(name, self).await {
                 Ok(drained) => self.drained.lock().push(drained),
                 Err(error) => tracing::error!(node = name, %error, "cannot be drained"),
             }
@@ -127,6 +127,19 @@ impl Seat {
     /// The node's name.
     pub(crate) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// From now on the job does this with the node.
+    pub(crate) fn use_for(&self, perm: Permissions) -> Result<()> {
+        let attachment = self.attachment.lock();
+        attachment.as_ref().map_or(Ok(()), |at| at.use_for(perm))
+    }
+
+    /// From now on nobody but the job and these nodes, which stand on the node, may read it.
+    pub(crate) fn show_only_to(&self, readers: &[String]) -> Result<()> {
+        let attachment = self.attachment.lock();
+        let shown = attachment.as_ref().map(|at| at.show_only_to(readers));
+        shown.unwrap_or(Ok(()))
     }
 
     /// The job is no user of it any more; nothing of its own must be in flight.

@@ -138,6 +138,8 @@ pub enum Verb {
     Dismiss,
     /// To make its result the truth.
     Finalize,
+    /// To do it another way.
+    Change,
 }
 
 impl Verb {
@@ -151,6 +153,7 @@ impl Verb {
             Self::Complete => "complete",
             Self::Dismiss => "dismiss",
             Self::Finalize => "finalize",
+            Self::Change => "change",
         }
     }
 
@@ -163,7 +166,7 @@ impl Verb {
                     Created | Running | Paused | Ready | Standby | Waiting | Pending
                 )
             }
-            Self::Pause | Self::Resume | Self::SetSpeed => {
+            Self::Pause | Self::Resume | Self::SetSpeed | Self::Change => {
                 matches!(status, Created | Running | Paused | Ready | Standby)
             }
             Self::Complete => matches!(status, Ready | Standby),

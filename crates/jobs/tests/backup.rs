@@ -388,6 +388,72 @@ fn without_sync_only_what_is_overwritten_is_saved() {
     });
 }
 
+/// How many clusters of `name` are compressed.
+fn compressed_clusters(lab: &Lab, name: &str) -> u64 {
+    let path = lab.path(&format!("{name}.qcow2"));
+    let path = path.to_str().unwrap();
+    let check = ["check", "-U", "-f", "qcow2", "--output=json", path];
+    let said = must("qemu-img", &check);
+    let mut lines = said.lines();
+    let line = lines.find(|line| line.contains("\"compressed-clusters\""));
+    let number = line.and_then(|line| line.split(':').nth(1));
+    number.map_or(0, |n| n.trim().trim_end_matches(',').parse().unwrap())
+}
+
+#[test]
+fn a_compressed_backup_is_the_disk_and_small() {
+    for (options, cluster) in [
+        ("", 64 * KIB),
+        ("cluster_size=4096", 4 * KIB),
+        ("cluster_size=1M", MIB),
+        ("extended_l2=on", 64 * KIB),
+    ] {
+        run(async {
+            let mut rng = Rng::new(7);
+            let size = 12 * MIB + 4 * KIB;
+            let lab = Lab::new();
+            lab.raw("src", size);
+            lab.fill("src", 0, &vec![5; 5 << 20]).await;
+            // Zeroes, data that get no smaller, and data in a part of a cluster.
+            let mut noise = vec![0; 1 << 20];
+            rng.fill(&mut noise);
+            lab.fill("src", 8 * MIB, &noise).await;
+            lab.fill("src", 10 * MIB + 8 * KIB, &[6; 4096]).await;
+            lab.qcow2("dst", size, options, None).await;
+            let model = lab.contents("src").await;
+            let mut guest = Guest::start(&lab.graph, "src", model, 1, 1);
+            let mut config = BackupConfig {
+                compress: true,
+                ..BackupConfig::new(JobConfig::new("b"), "src", "dst")
+            };
+            config.job.speed = 16 * MIB;
+            let (job, expected) = begin(&lab, &guest, config).await;
+            job.over().await.unwrap();
+            guest.stop();
+            assert_same(&lab.contents("dst").await, &expected, options);
+            lab.assert_sound("dst").await;
+            let compressed = compressed_clusters(&lab, "dst");
+            assert!(compressed * cluster > 5 * MIB, "{options}: {compressed}");
+        });
+    }
+}
+
+#[test]
+fn what_cannot_be_compressed_is_refused() {
+    run(async {
+        let lab = Lab::new();
+        lab.raw("src", MIB);
+        lab.raw("dst", MIB);
+        let config = BackupConfig {
+            compress: true,
+            ..BackupConfig::new(JobConfig::new("b"), "src", "dst")
+        };
+        let error = backup(&lab.jobs, &lab.graph, config).unwrap_err();
+        let words = "Compression is not supported for this drive dst";
+        assert_eq!(error.to_string(), words);
+    });
+}
+
 /// A slow backup to a target that fails.
 async fn to_a_broken_target(lab: &Lab, on_cbw_error: OnCbwError) -> (Arc<Job>, Arc<Faulty>) {
     let size = 16 * MIB;

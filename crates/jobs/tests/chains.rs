@@ -8,6 +8,7 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
+use diskfuse_block::drivers::{RawConfig, open_raw};
 use diskfuse_block::graph::{ChildRole, User};
 use diskfuse_block::{Permissions, Resize};
 use diskfuse_jobs::{
@@ -342,5 +343,56 @@ fn what_cannot_be_is_refused_in_the_words_of_qemu() {
             "Node 'one' is in use by node 'stranger', who would see the commit"
         );
         assert!(lab.jobs.list().is_empty());
+    });
+}
+
+/// What a commit writes is for the chain above only: it would be a mixture to anybody else, who may come later than the job.
+#[test]
+fn nobody_sees_the_images_that_a_commit_changes() {
+    run(async {
+        for top in ["top", "two"] {
+            let lab = Lab::new();
+            lab.raw("base", 4 * MIB);
+            for (name, below) in [("one", "base"), ("two", "one"), ("top", "two")] {
+                lab.qcow2(name, 4 * MIB, "", Some(below)).await;
+            }
+            lab.fill("two", 0, &vec![1; 2 << 20]).await;
+            let model = lab.contents("top").await;
+            let mut guest = Guest::start(&lab.graph, "top", model, 1, 1);
+            let mut config = CommitConfig::new(JobConfig::new("c"), "top");
+            config.top = Some(top.to_owned());
+            config.job.speed = 64 * KIB;
+            let job = begin(&lab, commit(&lab.jobs, &lab.graph, config)).await;
+            let look = |name: &str| {
+                let user = User {
+                    name: "export 'late'".to_owned(),
+                    perm: Permissions::READER,
+                    shared: Permissions::ALL,
+                    drain: None,
+                    follows: true,
+                };
+                lab.graph.attach(name, user)
+            };
+            let node = lab.graph.get("base").unwrap();
+            let filter = open_raw(node, &RawConfig::default()).unwrap();
+            lab.graph.insert(Some("filter"), filter, &["base"]).unwrap();
+            for name in ["base", "one", "two", "filter"] {
+                let error = look(name).map(drop).unwrap_err().to_string();
+                let words =
+                    "export 'late' needs \"consistent read\", which block job 'c' does not share";
+                assert!(error.contains(words), "{name}: {error}");
+            }
+            drop(look("top").unwrap());
+            lab.graph.remove("filter").unwrap();
+            job.set_speed(0).unwrap();
+            if top == "top" {
+                reaches(&job, &[Status::Ready]).await;
+                job.complete().unwrap();
+            }
+            job.over().await.unwrap();
+            drop(look("base"));
+            guest.stop();
+            assert_same(&lab.contents(&guest.node()).await, &guest.model(), top);
+        }
     });
 }

@@ -20,6 +20,8 @@ const OURS: &[&str] = &[
     "block_set_io_throttle",
     // 10.1
     "blockdev-mirror.target-is-zero",
+    "blockdev-backup.on-cbw-error",
+    "transaction.actions.[].data.on-cbw-error",
     "BLOCK_IO_ERROR.qom-path",
     // Several since 11.
     "block-export-add.iothread",

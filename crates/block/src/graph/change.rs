@@ -45,6 +45,14 @@ pub enum Change {
         /// The node that they will stand on.
         to: String,
     },
+    /// What a node reads of its backing node is, from now on or not any more, put into it before somebody changes it there: so
+    /// others may write the backing node while it is used, but not change its size.
+    Fleece {
+        /// The node above.
+        node: String,
+        /// Whether it is so.
+        on: bool,
+    },
     /// The node of this name is another object from now on.
     Swap {
         /// The node.
@@ -121,6 +129,10 @@ impl State {
                     child,
                 } => self.set_child(parent, *role, child.as_deref())?,
                 Change::Replace { from, to } => self.replace(from, to)?,
+                Change::Fleece { node, on } => {
+                    let index = self.present(node)?;
+                    self.entries[index].fleeces = *on;
+                }
                 Change::Swap { node, with } => {
                     let index = self.present(node)?;
                     let entry = &mut self.entries[index];

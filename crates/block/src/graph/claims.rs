@@ -64,6 +64,8 @@ pub(super) struct Claim {
     pub(super) who: Arc<str>,
     pub(super) perm: Permissions,
     pub(super) shared: Permissions,
+    /// Nodes that may read what this one does not let anybody else see; `None` if everybody may.
+    pub(super) readers: Option<Arc<[String]>>,
 }
 
 /// Everybody's claims on some nodes of the graph, which all whom they concern belong to.
@@ -108,11 +110,18 @@ pub(super) fn fold(claims: &[Claim]) -> (Permissions, Permissions) {
     })
 }
 
+/// A node above another, as far as claims flow through it.
+pub(super) struct Above<'n> {
+    pub(super) name: &'n Arc<str>,
+    pub(super) read_only: bool,
+    /// What it reads below is put into it before somebody changes it ([`Change::Fleece`](super::Change::Fleece)).
+    pub(super) fleeces: bool,
+}
+
 /// What the claims on a node mean for its child number `child`, in `role`.
 pub(super) fn below(
     above: &[Claim],
-    node: &Arc<str>,
-    read_only: bool,
+    node: &Above<'_>,
     child: usize,
     role: ChildRole,
 ) -> Vec<Claim> {
@@ -120,12 +129,16 @@ pub(super) fn below(
         return above.to_vec();
     }
     let (used, shared) = fold(above);
-    let (perm, shared) = role.flow(read_only, used, shared);
+    let (perm, mut shared) = role.flow(node.read_only, used, shared);
+    if node.fleeces && role == ChildRole::Backing {
+        shared = shared | Permissions::WRITE;
+    }
     vec![Claim {
-        holder: Holder::Node(Arc::clone(node), child),
-        who: format!("node '{node}'").into(),
+        holder: Holder::Node(Arc::clone(node.name), child),
+        who: format!("node '{}'", node.name).into(),
         perm,
         shared,
+        readers: None,
     }]
 }
 
@@ -142,17 +155,34 @@ pub(super) fn check(node: &str, all: &[Claim], is_new: impl Fn(&Claim) -> bool) 
 
 fn conflict(node: &str, new: &Claim, old: &Claim) -> Result<()> {
     let (new_who, old_who) = (&new.who, &old.who);
-    let refused = new.perm & !old.shared;
+    let refused = new.perm & !old.lets(new);
     if !refused.is_empty() {
         return Err(busy(format!(
             "Conflict on node '{node}': {new_who} needs {refused}, which {old_who} does not share"
         )));
     }
-    let denied = old.perm & !new.shared;
+    let denied = old.perm & !new.lets(old);
     if !denied.is_empty() {
         return Err(busy(format!(
             "Conflict on node '{node}': {old_who} has {denied}, which {new_who} does not share"
         )));
     }
     Ok(())
+}
+
+impl Claim {
+    /// What it lets the other one do.
+    fn lets(&self, other: &Self) -> Permissions {
+        let Some(readers) = &self.readers else {
+            return self.shared;
+        };
+        let reads = match &other.holder {
+            Holder::User(_) => false,
+            Holder::Node(name, _) => readers.iter().any(|reader| **reader == **name),
+        };
+        match reads {
+            true => self.shared,
+            false => self.shared & !Permissions::CONSISTENT_READ,
+        }
+    }
 }

@@ -67,6 +67,12 @@ impl Brake {
         self.hook.as_ref()?.upgrade()
     }
 
+    /// Whether it is the brake of the user with this hook. Not under the graph's lock, as [`Brake::hook`].
+    fn is_of(&self, hook: &dyn DrainHook) -> bool {
+        self.hook()
+            .is_some_and(|own| std::ptr::addr_eq(Arc::as_ptr(&own), hook))
+    }
+
     /// Whether some drain keeps the user stopped.
     pub(super) fn is_held(&self) -> bool {
         self.drains.load(SeqCst) > 0
@@ -150,17 +156,33 @@ impl Graph {
     pub async fn drain(&self, name: &str) -> Result<Drained> {
         // Those it found: who is put on the node from now on is held by whoever puts him there.
         let (drain, nodes, brakes) = self.0.lock().drain_begins(name)?;
-        for brake in &brakes {
+        self.stop(drain, &nodes, &brakes).await
+    }
+
+    /// [`Graph::drain`] of another node, for a user that is being drained and has stopped, but for what those write to its node
+    /// who use that one: the user itself is left out, wherever it is. Called by its hook.
+    pub async fn drain_along(&self, name: &str, hook: &dyn DrainHook) -> Result<Drained> {
+        let (drain, nodes, brakes) = self.0.lock().drain_begins(name)?;
+        let (left_out, brakes): (Vec<_>, Vec<_>) =
+            brakes.into_iter().partition(|brake| brake.is_of(hook));
+        let is_left_out = |brake: &Arc<Brake>| left_out.iter().any(|one| Arc::ptr_eq(one, brake));
+        drain.held.lock().retain(|brake| !is_left_out(brake));
+        self.stop(drain, &nodes, &brakes).await
+    }
+
+    async fn stop(&self, drain: Drain, nodes: &[String], brakes: &[Arc<Brake>]) -> Result<Drained> {
+        for brake in brakes {
             brake.hold();
         }
         // From here on a drop of this future, too, lets everyone go on.
         let drained = Drained {
             graph: self.clone(),
             drain,
-            _let_go: self.let_go(&nodes),
+            _let_go: self.let_go(nodes),
         };
         let hooks: Vec<_> = brakes.iter().filter_map(|brake| brake.hook()).collect();
         if let Some(why) = hooks.iter().find_map(|hook| hook.immovable()) {
+            let name = &drained.drain.node;
             return Err(busy(format!("Node '{name}' cannot be drained: {why}")));
         }
         // All at once: one may wait for what another lets go of.

@@ -211,6 +211,14 @@ impl Attachment {
         self.graph.0.lock().use_for(self.id, perm)
     }
 
+    /// From now on, for as long as this lives, nobody but the user and the nodes of these names, standing directly on the node,
+    /// may read it: for a user whose writes must not be seen until it is done. [`Kind::Busy`] if somebody else does; then all
+    /// is as it was.
+    pub fn show_only_to(&self, readers: &[String]) -> Result<()> {
+        let readers = readers.into();
+        self.graph.0.lock().show_only_to(self.id, readers)
+    }
+
     /// For a user that waits for the end of what it has in flight: see [`Graph::let_go`].
     pub fn let_go(&self) -> Vec<LetGo> {
         self.graph.let_go(&[self.node_name()])

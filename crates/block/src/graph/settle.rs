@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use super::claims::{self, Claim, Claims, Holder};
+use super::claims::{self, Above, Claim, Claims, Holder};
 use super::state::{Entry, Occupant, State};
 use crate::error::{Error, Kind, Result};
 use crate::permissions::Permissions;
@@ -34,8 +34,12 @@ impl State {
         for (at, index) in indices.iter().enumerate().rev() {
             let entry = &self.entries[*index];
             for (number, (child, role)) in entry.children.iter().enumerate() {
-                let (name, read_only) = (&entry.name, entry.read_only());
-                let flow = claims::below(&all[at], name, read_only, number, *role);
+                let node = Above {
+                    name: &entry.name,
+                    read_only: entry.read_only(),
+                    fleeces: entry.fleeces,
+                };
+                let flow = claims::below(&all[at], &node, number, *role);
                 let below = self.places.get(child);
                 let Some(child) = below.and_then(|below| indices.binary_search(below).ok()) else {
                     continue;
@@ -128,6 +132,7 @@ fn own_claims(entry: &Entry) -> Vec<Claim> {
         who: Arc::clone(&user.name),
         perm: user.perm,
         shared: user.shared,
+        readers: user.readers.clone(),
     });
     users.collect()
 }

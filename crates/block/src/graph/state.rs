@@ -19,6 +19,8 @@ pub(super) struct UserEntry {
     pub(super) name: Arc<str>,
     pub(super) perm: Permissions,
     pub(super) shared: Permissions,
+    /// Nodes that may see the node beside it; `None` if everybody may.
+    pub(super) readers: Option<Arc<[String]>>,
     pub(super) brake: Arc<Brake>,
     pub(super) follows: bool,
 }
@@ -62,6 +64,8 @@ pub(super) struct Entry {
     pub(super) users: Vec<UserEntry>,
     /// Nobody named it: it goes with the last node above it.
     pub(super) nameless: bool,
+    /// What it reads of its backing node is put into it before somebody changes it there.
+    pub(super) fleeces: bool,
     /// Nodes between which there is a way of edges have the same number; others may have. What happens to one node concerns
     /// nobody else.
     island: u64,
@@ -171,6 +175,7 @@ impl State {
             children: Vec::new(),
             users: Vec::new(),
             nameless: !given,
+            fleeces: false,
             island: self.next_island,
         });
         Ok(name)
@@ -360,6 +365,7 @@ impl State {
             name: user.name.into(),
             perm: user.perm,
             shared: user.shared,
+            readers: None,
             brake: Brake::new(user.drain),
             follows: user.follows,
         });
@@ -386,14 +392,24 @@ impl State {
 
     /// Changes what a user does with its node.
     pub(super) fn use_for(&mut self, id: u64, perm: Permissions) -> Result<()> {
+        self.change_user(id, |user| user.perm = perm)
+    }
+
+    /// Lets nobody but a user, and the nodes of these names, see its node.
+    pub(super) fn show_only_to(&mut self, id: u64, readers: Arc<[String]>) -> Result<()> {
+        self.change_user(id, |user| user.readers = Some(readers))
+    }
+
+    fn change_user(&mut self, id: u64, change: impl FnOnce(&mut UserEntry)) -> Result<()> {
         let Some((index, position)) = self.user(id) else {
             return Ok(());
         };
         let before = self.claims_around(index);
-        let old = std::mem::replace(&mut self.entries[index].users[position].perm, perm);
+        let old = self.entries[index].users[position].clone();
+        change(&mut self.entries[index].users[position]);
         self.settle(&before).inspect_err(|_| {
             let before = self.claims_around(index);
-            self.entries[index].users[position].perm = old;
+            self.entries[index].users[position] = old;
             self.relax(&before);
         })
     }

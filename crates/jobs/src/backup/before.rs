@@ -1,10 +1,10 @@
 //! Copy before write: whoever changes a part of the source that is not in the target yet waits until it is. What is to be
 //! copied is a bit for each cluster; a bit that is clear stays clear, so writes to what was copied pass as if nobody were
-//! there.
+//! there. A bit is cleared only when the target has what the source had when the job began: who reads the target counts on it.
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 
 use diskfuse_block::{
     DirtyBitmap, Edit, Edited, Error, Kind, LocalFuture, Node, RangeQueue, Result, Watch, Watched,
@@ -12,7 +12,7 @@ use diskfuse_block::{
 };
 use parking_lot::Mutex;
 
-use crate::copy::{Bounce, Copied, Failure, Holds, copy};
+use crate::copy::{Bounce, Copied, Failure, Holds, copy, copy_compressed};
 use crate::job::Job;
 use crate::seat::Seat;
 
@@ -32,35 +32,40 @@ pub enum OnCbwError {
 /// What stands between the guest and the source of a backup.
 pub(super) struct Before {
     pub(super) job: Arc<Job>,
-    pub(super) target: Arc<Seat>,
+    /// Gone with the job: what stands on the source may be the target, and must not keep itself.
+    target: Weak<Seat>,
     /// What is still to be copied.
     pub(super) left: DirtyBitmap,
     /// Turns on what is being copied.
     turns: RangeQueue,
     /// The target shows zeroes where nothing was copied to.
     pub(super) fresh: AtomicBool,
+    /// The target keeps what is copied compressed, in units of so many bytes.
+    compressed: Option<u64>,
     on_error: OnCbwError,
-    /// Nothing is saved any more,
-    gave_up: AtomicBool,
-    /// because of this.
+    /// Nothing is saved any more.
+    over: AtomicBool,
+    /// Why, if it ended before the job did.
     broken: Mutex<Option<Error>>,
 }
 
 impl Before {
     pub(super) fn new(
         job: Arc<Job>,
-        target: Arc<Seat>,
+        target: &Arc<Seat>,
         left: DirtyBitmap,
+        compressed: Option<u64>,
         on_error: OnCbwError,
     ) -> Arc<Self> {
         Arc::new(Self {
             job,
-            target,
+            target: Arc::downgrade(target),
             left,
             turns: RangeQueue::default(),
             fresh: AtomicBool::new(false),
+            compressed,
             on_error,
-            gave_up: AtomicBool::new(false),
+            over: AtomicBool::new(false),
             broken: Mutex::default(),
         })
     }
@@ -73,13 +78,24 @@ impl Before {
         bounce: &mut Bounce,
     ) -> Copied {
         let _turn = self.turns.turn(range.start, range.end - range.start).await;
-        let target = self.target.node();
+        let Some(target) = self.target.upgrade() else {
+            return Ok(());
+        };
+        let target = target.node();
         let holds = match self.fresh.load(Ordering::SeqCst) {
             true => Holds::Zeroes,
             false => Holds::Anything,
         };
         while let Some(area) = self.left.next_dirty(range.start, range.end, AT_ONCE) {
-            copy(source, &*target, area.clone(), bounce, holds).await?;
+            let range = area.clone();
+            match self.compressed {
+                Some(unit) => copy_compressed(source, &*target, range, unit, bounce, holds).await?,
+                None => copy(source, &*target, range, bounce, holds).await?,
+            }
+            if self.is_over() {
+                // It may have been overwritten while it was copied.
+                return Ok(());
+            }
             self.forget(area);
         }
         Ok(())
@@ -116,7 +132,7 @@ impl Before {
         let mut at = clusters.start;
         while at < clusters.end {
             let end = (at + AT_ONCE).min(clusters.end);
-            if self.left.is_dirty(at, end - at)
+            if !self.lets_through(at, end - at)
                 && let Err(failure) = self.save(source, at..end, &mut bounce).await
             {
                 return self.cannot_save(failure);
@@ -139,7 +155,6 @@ impl Before {
             OnCbwError::BreakSnapshot => {
                 tracing::warn!(id, %error, "a backup is given up, as a write went before it");
                 self.broken.lock().get_or_insert(error);
-                self.gave_up.store(true, Ordering::SeqCst);
                 self.let_everything_through();
                 self.job.notify();
                 Ok(())
@@ -147,14 +162,24 @@ impl Before {
         }
     }
 
-    /// From now on nothing is saved.
-    pub(super) fn let_everything_through(&self) {
-        self.left.clear(0, self.left.size());
+    /// How many bytes of a range are still to be copied, whole clusters but for its ends.
+    pub(super) fn left_within(&self, offset: u64, len: u64) -> u64 {
+        let (mut at, end, mut left) = (offset, offset.saturating_add(len), 0);
+        while let Some(area) = self.left.next_dirty(at, end, u64::MAX) {
+            left += area.end - area.start;
+            at = area.end;
+        }
+        left
     }
 
-    /// Whether a write went before what it should have waited for.
-    pub(super) fn gave_up(&self) -> bool {
-        self.gave_up.load(Ordering::SeqCst)
+    /// From now on nothing is saved.
+    pub(super) fn let_everything_through(&self) {
+        self.over.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether nothing is saved any more; while the job runs, because a write went before what it should have waited for.
+    pub(super) fn is_over(&self) -> bool {
+        self.over.load(Ordering::SeqCst)
     }
 
     /// Why the backup cannot be whole any more; the next call finds nothing.
@@ -165,7 +190,7 @@ impl Before {
 
 impl Watch for Before {
     fn lets_through(&self, offset: u64, len: u64) -> bool {
-        !self.left.is_dirty(offset, len)
+        self.is_over() || !self.left.is_dirty(offset, len)
     }
 
     fn edit<'a>(&'a self, node: &'a dyn Node, edit: Edit) -> LocalFuture<'a, Edited> {

@@ -2,6 +2,7 @@
 //! for more than the clusters that a write is about to change.
 
 mod before;
+mod fleece;
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -24,6 +25,7 @@ use crate::seat::{Rights, Seat};
 use crate::status::JobType;
 pub use before::OnCbwError;
 use before::{AroundSource, Before};
+use fleece::Fleece;
 
 /// The least that is copied in one piece, in bytes: `BACKUP_CLUSTER_SIZE_DEFAULT`.
 const CLUSTER: u64 = 64 << 10;
@@ -65,6 +67,8 @@ pub struct BackupConfig {
     pub sync: BackupSync,
     /// A bitmap of the source, and what becomes of it.
     pub bitmap: Option<(Arc<DirtyBitmap>, BitmapMode)>,
+    /// The target keeps it compressed.
+    pub compress: bool,
     /// About errors of the source.
     pub on_source_error: OnError,
     /// About errors of the target.
@@ -82,6 +86,7 @@ impl BackupConfig {
             target: target.to_owned(),
             sync: BackupSync::Full,
             bitmap: None,
+            compress: false,
             on_source_error: OnError::default(),
             on_target_error: OnError::default(),
             on_cbw_error: OnCbwError::default(),
@@ -92,6 +97,9 @@ impl BackupConfig {
 struct Backup {
     graph: Graph,
     source: Seat,
+    target: Arc<Seat>,
+    /// If the target stands on the source.
+    fleece: Option<Fleece>,
     before: Arc<Before>,
     wrap: Arc<dyn Wrap>,
     sync: BackupSync,
@@ -110,8 +118,8 @@ struct Incremental {
 /// Gets a backup ready to begin. The disk is copied as it is when [`Start::launch`] is called.
 ///
 /// # Errors
-/// In the words of `blockdev-backup`: if the id or a node is in use, the nodes are the same or of different sizes, or the
-/// bitmap cannot be used.
+/// In the words of `blockdev-backup`: if the id or a node is in use, the nodes are the same or of different sizes, the
+/// bitmap cannot be used, or the target cannot keep anything compressed.
 pub fn backup(jobs: &Jobs, graph: &Graph, config: BackupConfig) -> Result<Start> {
     if config.source == config.target {
         return Err(invalid("Source and target cannot be the same"));
@@ -125,20 +133,26 @@ pub fn backup(jobs: &Jobs, graph: &Graph, config: BackupConfig) -> Result<Start>
         perm: Permissions::CONSISTENT_READ,
         shared: Permissions::ALL,
     };
+    let overlay = fleece::overlay(graph, &config)?;
     let writes = Rights {
-        perm: Permissions::WRITE,
+        // One that stands on the source may be written when the source is guarded.
+        perm: match overlay {
+            Some(_) => Permissions::NONE,
+            None => Permissions::WRITE,
+        },
         shared: Permissions::CONSISTENT_READ | Permissions::WRITE_UNCHANGED,
     };
     let source_seat = Seat::take(graph, &job, source, reads, None)?;
-    let target_seat = Seat::take(graph, &job, target, writes, Some(source))?;
+    let target_seat = Arc::new(Seat::take(graph, &job, target, writes, Some(source))?);
     let cluster = target_seat.node().cluster_size().unwrap_or(CLUSTER);
+    if config.compress && !target_seat.node().compresses() {
+        let message = format!("Compression is not supported for this drive {target}");
+        return Err(Error::new(Kind::Unsupported, message));
+    }
     let left = DirtyBitmap::new(source_seat.node().size(), cluster.max(CLUSTER))?;
-    let before = Before::new(
-        Arc::clone(&job),
-        Arc::new(target_seat),
-        left,
-        config.on_cbw_error,
-    );
+    let compressed = config.compress.then_some(cluster);
+    let on_error = config.on_cbw_error;
+    let before = Before::new(Arc::clone(&job), &target_seat, left, compressed, on_error);
     let wrap: Arc<dyn Wrap> = Arc::new(AroundSource(Arc::clone(&before)));
     let bitmap = config
         .bitmap
@@ -150,17 +164,24 @@ pub fn backup(jobs: &Jobs, graph: &Graph, config: BackupConfig) -> Result<Start>
         return Err(invalid(message));
     }
     let (node, around) = (source.clone(), || Arc::clone(&wrap));
-    let changes = vec![Change::Wrap {
+    let mut changes = vec![Change::Wrap {
         node: node.clone(),
         wrap: around(),
     }];
-    let undo = vec![Change::Unwrap {
+    let mut undo = vec![Change::Unwrap {
         node: node.clone(),
         wrap: around(),
     }];
+    let fleece = overlay.map(|overlay| Fleece::new(overlay, &before));
+    if let Some(fleece) = &fleece {
+        changes.extend(fleece.begins());
+        undo.extend(fleece.ends());
+    }
     let driver = Backup {
         graph: graph.clone(),
         source: source_seat,
+        target: target_seat,
+        fleece,
         before,
         wrap,
         sync: config.sync,
@@ -210,7 +231,7 @@ impl Incremental {
         };
         match self.mode {
             BitmapMode::OnSuccess | BitmapMode::Always if succeeded => {}
-            BitmapMode::Always if !before.gave_up() => self.bitmap.absorb(&before.left),
+            BitmapMode::Always if !before.is_over() => self.bitmap.absorb(&before.left),
             _ => self.bitmap.absorb(&taken),
         }
     }
@@ -228,16 +249,16 @@ impl Drop for Incremental {
 
 impl Backup {
     /// Whether the target shows zeroes, so that these need not be written. What is not the whole disk is put on something else
-    /// later.
+    /// later, and what stands on the source shows what is written there.
     async fn look_at_target(&self, job: &Arc<Job>) -> Result<()> {
-        if self.sync != BackupSync::Full {
+        if self.sync != BackupSync::Full || self.fleece.is_some() {
             return Ok(());
         }
         let Some(_pass) = job.pass(0).await else {
             return Ok(());
         };
         // What guests made it copy since the job began may be in it already, and only makes it less zero.
-        let fresh = is_zero(&*self.before.target.node()).await?;
+        let fresh = is_zero(&*self.target.node()).await?;
         self.before.fresh.store(fresh, Ordering::SeqCst);
         Ok(())
     }
@@ -245,7 +266,7 @@ impl Backup {
     /// One of those who copy what is left, in order.
     async fn work(&self, job: &Arc<Job>, cursor: &Cell<u64>, stop: &Cell<bool>) -> Result<()> {
         let mut bounce = Bounce::default();
-        while !stop.get() {
+        while !stop.get() && !self.before.is_over() {
             let piece = job.piece(PIECE);
             let Some(area) = self.before.left.next_dirty(cursor.get(), u64::MAX, piece) else {
                 return Ok(());
@@ -268,7 +289,7 @@ impl Backup {
 
     async fn copy(&self, area: Range<u64>, bounce: &mut Bounce) -> Copied {
         let source = self.source.node();
-        if !matches!(self.sync, BackupSync::Top) {
+        if self.sync != BackupSync::Top || self.fleece.is_some() {
             return self.before.save(&*source, area, bounce).await;
         }
         let cluster = self.before.left.granularity();
@@ -309,18 +330,46 @@ impl Backup {
                 Box::pin(self.work(job, &cursor, &stop))
             });
             crew(workers.collect()).await?;
-            if job.is_cancelled() || self.before.left.dirty_bytes() == 0 {
+            let done = self.before.is_over() || self.before.left.dirty_bytes() == 0;
+            if done || job.is_cancelled() {
                 return Ok(());
             }
             job.breathe().await;
         }
     }
 
+    /// Whoever still reads the target while the source is written goes on to see what was saved, and errors instead of what was not.
+    async fn stop_fleecing(&self, fleece: &Fleece) {
+        let source = self.source.name();
+        let drained = match self.graph.drain(source).await {
+            Ok(drained) => drained,
+            Err(error) => return still_there(source, &error),
+        };
+        self.target.leave();
+        let is_whole = !self.before.is_over();
+        self.before.let_everything_through();
+        let unwrap = || Change::Unwrap {
+            node: source.to_owned(),
+            wrap: Arc::clone(&self.wrap),
+        };
+        let all: Vec<_> = std::iter::once(unwrap()).chain(fleece.ends()).collect();
+        let all = is_whole.then(|| self.graph.change(&all));
+        let changed = match all {
+            Some(Err(error)) if error.kind() != Kind::Busy => Err(error),
+            Some(Ok(orphans)) => Ok(orphans),
+            _ => self.graph.change(&[unwrap()]),
+        };
+        if let Err(error) = changed {
+            still_there(source, &error);
+        }
+        drop(drained);
+    }
+
     async fn run_now(&self, job: &Arc<Job>) -> Result<()> {
         self.look_at_target(job).await?;
         match self.sync {
             BackupSync::None => {
-                let over = || (job.is_cancelled() || self.before.gave_up()).then_some(());
+                let over = || (job.is_cancelled() || self.before.is_over()).then_some(());
                 job.until(over).await;
             }
             _ => self.copy_all(job).await?,
@@ -336,7 +385,10 @@ impl Driver for Backup {
     fn begin(&self) -> Result<()> {
         let (source, left) = (self.source.node(), &self.before.left);
         // Until everybody stood still, which is now, somebody may have changed the size.
-        check_sizes(&*source, &*self.before.target.node())?;
+        check_sizes(&*source, &*self.target.node())?;
+        if self.fleece.is_some() {
+            self.target.use_for(Permissions::WRITE)?;
+        }
         left.follow(|| source.size())?;
         let taken = match &self.bitmap {
             Some(incremental) => {
@@ -367,7 +419,7 @@ impl Driver for Backup {
         Box::pin(async {
             let _pass = job.settling_pass().await?;
             // Nobody is told of a success that a power cut could take back.
-            self.before.target.node().flush().await?;
+            self.target.node().flush().await?;
             // A guest's write may have been given the way over the backup since the work was done.
             self.before.take_broken().map_or(Ok(()), Err)
         })
@@ -375,13 +427,16 @@ impl Driver for Backup {
 
     fn finish<'a>(&'a self, _job: &'a Arc<Job>, succeeded: bool) -> LocalFuture<'a, ()> {
         Box::pin(async move {
-            unwrap(&self.graph, self.source.name(), &self.wrap).await;
+            match &self.fleece {
+                Some(fleece) => self.stop_fleecing(fleece).await,
+                None => unwrap(&self.graph, self.source.name(), &self.wrap).await,
+            }
             if let Some(incremental) = &self.bitmap {
                 incremental.settle(&self.before, succeeded);
             }
             self.before.let_everything_through();
             // Whoever was above the wrap may hold on to it for a while; the target is free all the same.
-            self.before.target.leave();
+            self.target.leave();
         })
     }
 }
@@ -397,7 +452,11 @@ pub(crate) async fn unwrap(graph: &Graph, node: &str, wrap: &Arc<dyn Wrap>) {
         Err(error) => Err(error),
     };
     if let Err(error) = gone {
-        // Only somebody who cannot be stopped is in the way; the wrap lets everything through from now on.
-        tracing::error!(node, %error, "a job that is over is still in the way of its node");
+        still_there(node, &error);
     }
+}
+
+/// Only somebody who cannot be stopped is in the way; the wrap lets everything through from now on.
+fn still_there(node: &str, error: &Error) {
+    tracing::error!(node, %error, "a job that is over is still in the way of its node");
 }

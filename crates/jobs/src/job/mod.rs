@@ -4,14 +4,15 @@
 
 mod inside;
 
-use std::sync::Arc;
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use diskfuse_block::{Error, Kind, Result};
 use parking_lot::Mutex;
 
 use crate::event::{BlockJobData, BlockJobInfo, IoStatus, JobEvent, JobInfo, Outbox};
+use crate::mirror::CopyMode;
 use crate::pace::Pace;
 use crate::signal::Signal;
 use crate::status::{JobType, Status, Verb};
@@ -70,6 +71,8 @@ pub struct Job {
     /// Whether it can be completed by hand; known when it begins.
     completes: OnceLock<bool>,
     changed: Signal,
+    /// A mirror's writes are made to both sides before they are answered.
+    write_blocking: AtomicBool,
     pub(crate) transaction: Arc<Transaction>,
 }
 
@@ -178,6 +181,7 @@ impl Job {
             state: Mutex::new(state),
             completes: OnceLock::new(),
             changed: Signal::default(),
+            write_blocking: AtomicBool::new(false),
             transaction: config.transaction.unwrap_or_default(),
         });
         job.transaction.join(&job);
@@ -305,6 +309,33 @@ impl Job {
             state.pace.set_speed(speed);
             Ok(())
         })
+    }
+
+    /// `block-job-change` of a mirror: from now on its writes are made to both sides before they are answered. There is no way
+    /// back.
+    pub fn change_copy_mode(&self, mode: CopyMode) -> Result<()> {
+        self.command(Verb::Change, |_| {
+            if self.kind != JobType::Mirror {
+                return Err(invalid("Job type does not support change"));
+            }
+            match mode {
+                CopyMode::WriteBlocking => self.begin_write_blocking(),
+                CopyMode::Background if !self.is_write_blocking() => {}
+                CopyMode::Background => {
+                    let message = "Change to copy mode 'background' is not implemented";
+                    return Err(invalid(message));
+                }
+            }
+            Ok(())
+        })
+    }
+
+    pub(crate) fn begin_write_blocking(&self) {
+        self.write_blocking.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn is_write_blocking(&self) -> bool {
+        self.write_blocking.load(Ordering::SeqCst)
     }
 
     /// `job-complete`: what is ready is made the truth.

@@ -31,6 +31,9 @@ use tracker::{AroundSource, Tracker};
 const LAST: u64 = 4 << 20;
 /// or as many as this one seems to copy in this time.
 const SHORT: Duration = Duration::from_millis(100);
+/// A sweep that leaves more than this part of what it began with (one of so many) is outrun by the guest, who waits for the target
+/// then until the job is ready, and once more when it is completed.
+const NEARER: u64 = 2;
 /// Sweeps that try to get below that before the guest is stopped anyway.
 const SWEEPS: usize = 16;
 /// How long a job that is ready lets dirt gather.
@@ -63,6 +66,7 @@ pub fn mirror(jobs: &Jobs, graph: &Graph, config: MirrorConfig) -> Result<Start>
         scope,
         nodes,
         target,
+        hidden: false,
     };
     start(jobs, graph, config, what)
 }
@@ -74,6 +78,8 @@ pub(crate) struct What {
     /// All that it works on.
     pub(crate) nodes: Vec<String>,
     pub(crate) target: Rights,
+    /// Whether the target is below the source, so that nobody but the chain between them may see what is written.
+    pub(crate) hidden: bool,
 }
 
 /// Bytes that are copied in `time`, if `bytes` were in `took`.
@@ -91,16 +97,21 @@ pub(crate) enum Scope {
 }
 
 pub(crate) fn start(jobs: &Jobs, graph: &Graph, config: MirrorConfig, what: What) -> Result<Start> {
+    let chain = what.nodes.clone();
     let admission = jobs.admit(what.kind, config.job.clone(), what.nodes)?;
     let job = Arc::clone(&admission.job);
     let reads = Rights {
         perm: Permissions::CONSISTENT_READ,
         shared: Permissions::ALL,
     };
-    let blocking = config.copy_mode == CopyMode::WriteBlocking;
-    let along = blocking.then_some(&*config.source);
+    // The guest may write to the target as well.
+    let along = Some(&*config.source);
     let source = Seat::take(graph, &job, &config.source, reads, None)?;
     let target = Arc::new(Seat::take(graph, &job, &config.target, what.target, along)?);
+    let between = match what.hidden {
+        true => hide(graph, &job, &chain, &target)?,
+        false => Vec::new(),
+    };
     let node = source.node();
     let granularity = match config.granularity {
         Some(granularity) => granularity,
@@ -111,7 +122,6 @@ pub(crate) fn start(jobs: &Jobs, graph: &Graph, config: MirrorConfig, what: What
         Arc::clone(&target),
         node.size(),
         granularity,
-        blocking,
         config.on_target_error,
     )?;
     let wrap: Arc<dyn Wrap> = Arc::new(AroundSource(Arc::clone(&tracker)));
@@ -129,6 +139,7 @@ pub(crate) fn start(jobs: &Jobs, graph: &Graph, config: MirrorConfig, what: What
         graph: graph.clone(),
         source,
         target,
+        between,
         tracker,
         wrap,
         scope: what.scope,
@@ -145,10 +156,29 @@ pub(crate) fn start(jobs: &Jobs, graph: &Graph, config: MirrorConfig, what: What
     })
 }
 
+/// Lets nobody else see what the nodes below the first of a chain show.
+fn hide(graph: &Graph, job: &Arc<Job>, chain: &[String], target: &Seat) -> Result<Vec<Seat>> {
+    let readers = chain::readers(graph, chain)?;
+    target.show_only_to(&readers)?;
+    let rights = Rights {
+        perm: Permissions::NONE,
+        shared: Permissions::ALL,
+    };
+    let between = chain.iter().skip(1).filter(|name| *name != target.name());
+    let seats = between.map(|name| {
+        let seat = Seat::take(graph, job, name, rights, None)?;
+        seat.show_only_to(&readers)?;
+        Ok(seat)
+    });
+    seats.collect()
+}
+
 struct Mirror {
     graph: Graph,
     source: Seat,
     target: Arc<Seat>,
+    /// At the images between them, if the target is below.
+    between: Vec<Seat>,
     tracker: Arc<Tracker>,
     wrap: Arc<dyn Wrap>,
     scope: Scope,
@@ -280,6 +310,7 @@ impl Mirror {
                 },
             };
             let source = self.source.node();
+            self.tracker.check_size(&*source)?;
             match self.tracker.copy(&*source, area, &mut bounce).await {
                 Ok(()) => Self::progress(job, len),
                 Err(failure) => {
@@ -321,14 +352,20 @@ impl Mirror {
         self.look_around(job).await?;
         let mut is_ready = false;
         while !job.is_cancelled() {
+            self.tracker.check_size(&*self.source.node())?;
             self.count(job);
             let (begun, dirty) = (Instant::now(), self.tracker.dirty.dirty_bytes());
             self.sweep(job, false).await?;
             self.count(job);
             let last = dirty_in(SHORT, dirty, begun.elapsed());
-            if self.tracker.dirty.dirty_bytes() > last.max(LAST) {
+            let left = self.tracker.dirty.dirty_bytes();
+            if left > last.max(LAST) && !is_ready {
+                if left > dirty / NEARER {
+                    self.tracker.keep_up(true);
+                }
                 continue;
             }
+            self.tracker.keep_up(false);
             if !is_ready {
                 let Some(pass) = job.pass(0).await else {
                     break;
@@ -347,6 +384,7 @@ impl Mirror {
 
     /// The guest stands still; the target becomes the same, to the last byte, on stable storage.
     async fn settle(&self, job: &Arc<Job>) -> Result<()> {
+        self.tracker.keep_up(true);
         for _ in 0..SWEEPS {
             if self.tracker.dirty.dirty_bytes() <= LAST {
                 break;
@@ -361,6 +399,7 @@ impl Mirror {
         let lowest = lowest(&self.graph, &self.config)?;
         let (_pass, _drained) = self.source.hold_still(job, &lowest).await?;
         self.sweep(job, true).await?;
+        self.tracker.check_size(&*self.source.node())?;
         let left = self.tracker.dirty.dirty_bytes();
         if left > 0 {
             let id = job.id();
@@ -389,6 +428,7 @@ impl Mirror {
         // What the job itself does with the nodes must not be in its users' way.
         self.source.leave();
         self.target.leave();
+        self.between.iter().for_each(Seat::leave);
         let from = self.config.replaces.as_ref();
         let replace = Change::Replace {
             from: from.unwrap_or(&self.config.source).clone(),
@@ -422,7 +462,11 @@ impl Driver for Mirror {
         let all = matches!(self.scope, Scope::All);
         self.tracker.begin(source.size(), all)?;
         if job.kind() == JobType::Mirror {
-            job.set_actively_synced(self.config.copy_mode == CopyMode::WriteBlocking);
+            let blocking = self.config.copy_mode == CopyMode::WriteBlocking;
+            if blocking {
+                job.begin_write_blocking();
+            }
+            job.set_actively_synced(blocking);
         }
         Ok(())
     }

@@ -28,8 +28,8 @@ pub(super) struct Tracker {
     pub(super) fresh: AtomicBool,
     /// Turns on what is being written to the target.
     turns: RangeQueue,
-    /// Changes are made to the target as well before they are answered.
-    blocking: bool,
+    /// Changes are made to the target as well before they are answered, for now.
+    keeps_up: AtomicBool,
     on_target_error: OnError,
     /// Nobody wants to know any more.
     over: AtomicBool,
@@ -41,7 +41,6 @@ impl Tracker {
         target: Arc<Seat>,
         size: u64,
         granularity: u64,
-        blocking: bool,
         on_target_error: OnError,
     ) -> Result<Arc<Self>> {
         Ok(Arc::new(Self {
@@ -51,7 +50,7 @@ impl Tracker {
             written: DirtyBitmap::new(size, granularity)?,
             fresh: AtomicBool::new(false),
             turns: RangeQueue::default(),
-            blocking,
+            keeps_up: AtomicBool::new(false),
             on_target_error,
             over: AtomicBool::new(false),
         }))
@@ -76,6 +75,16 @@ impl Tracker {
 
     pub(super) fn job(&self) -> &Arc<Job> {
         &self.job
+    }
+
+    /// Whether, for now, nothing of what is the same becomes dirty because of a guest, who waits for the target instead. What is
+    /// being written still may.
+    pub(super) fn keep_up(&self, keeps_up: bool) {
+        self.keeps_up.store(keeps_up, Ordering::SeqCst);
+    }
+
+    fn is_blocking(&self) -> bool {
+        self.keeps_up.load(Ordering::SeqCst) || self.job.is_write_blocking()
     }
 
     pub(super) fn end(&self) {
@@ -122,6 +131,10 @@ impl Tracker {
     async fn make_both(&self, node: &dyn Node, edit: Edit, range: Range<u64>) -> Edited {
         let _turn = self.turn(&range).await;
         let mark = Mark(self, range.clone());
+        if self.is_all_dirty(&range) {
+            // It is copied later in any case; nobody else makes it clean during this turn.
+            return edit.apply(node).await;
+        }
         let zeroes = matches!(edit, Edit::Zeroes { .. });
         let mut edited = edit.apply(node).await;
         if edited.result.is_err() {
@@ -151,6 +164,24 @@ impl Tracker {
             }
         }
         edited
+    }
+
+    fn is_all_dirty(&self, range: &Range<u64>) -> bool {
+        let first = self.dirty.next_dirty(range.start, range.end, u64::MAX);
+        first.is_some_and(|area| area == *range)
+    }
+
+    /// Refuses a disk whose size has changed further down, where nobody asks the job.
+    pub(super) fn check_size(&self, node: &dyn Node) -> Result<()> {
+        let (now, before) = (node.size(), self.dirty.size());
+        if now == before {
+            return Ok(());
+        }
+        let message = format!(
+            "The disk has {now} bytes now and had {before} when block job '{}' began: its size was changed below the node that is copied",
+            self.job.id()
+        );
+        Err(Error::new(Kind::Invalid, message))
     }
 
     fn check_resize(&self, node: &dyn Node, size: u64, how: Resize) -> Result<()> {
@@ -191,7 +222,9 @@ impl Watch for Tracker {
                 };
             }
             let range = edit.range(node.size());
-            match self.blocking {
+            // What the target has no room for is the end of the job.
+            let fits = range.end <= self.dirty.size();
+            match fits && self.is_blocking() {
                 true => self.make_both(node, edit, range).await,
                 false => self.note(node, edit, range).await,
             }

@@ -1,18 +1,23 @@
-//! A node whose writes, or reads, fail while they are told to.
+//! A node whose writes, or reads, fail while they are told to, or wait.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering::SeqCst};
+use std::time::Duration;
 
 use diskfuse_block::{
     Access, BlockStatus, Error, Extent, Limits, LocalFuture, Node, Resize, Result, Zeroes,
 };
-use diskfuse_ring::Buf;
+use diskfuse_ring::{Buf, sleep};
 
 pub struct Faulty {
     node: Arc<dyn Node>,
     /// The errno of writes, 0 for none.
     pub write_errno: AtomicI32,
     pub read_errno: AtomicI32,
+    /// The next read waits,
+    pub stall: AtomicBool,
+    /// and does so until this is false again; then it reads.
+    pub stalled: AtomicBool,
     /// Bytes written.
     pub written: AtomicU64,
 }
@@ -23,6 +28,8 @@ impl Faulty {
             node,
             write_errno: AtomicI32::new(0),
             read_errno: AtomicI32::new(0),
+            stall: AtomicBool::new(false),
+            stalled: AtomicBool::new(false),
             written: AtomicU64::new(0),
         })
     }
@@ -62,6 +69,15 @@ impl Node for Faulty {
     }
     fn read(&self, offset: u64, buf: Buf) -> LocalFuture<'_, (Result<()>, Buf)> {
         match Self::check(&self.read_errno) {
+            Ok(()) if self.stall.swap(false, SeqCst) => {
+                self.stalled.store(true, SeqCst);
+                Box::pin(async move {
+                    while self.stalled.load(SeqCst) {
+                        sleep(Duration::from_millis(1)).await;
+                    }
+                    self.node.read(offset, buf).await
+                })
+            }
             Ok(()) => self.node.read(offset, buf),
             Err(error) => Box::pin(std::future::ready((Err(error), buf))),
         }

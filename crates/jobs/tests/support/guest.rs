@@ -28,10 +28,20 @@ struct Shared {
     in_flight: AtomicUsize,
     operations: AtomicU64,
     failures: AtomicU64,
-    /// Errors are counted, not failures of the test.
-    forgiving: bool,
+    does: Does,
     waiting: Mutex<Vec<Waker>>,
     model: Mutex<Vec<u8>>,
+}
+
+/// What a guest does.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Does {
+    /// Writes and reads.
+    Everything,
+    /// The same; errors are counted, not failures of the test.
+    Forgiving,
+    /// Reads, and asks what is there.
+    Reads,
 }
 
 impl Shared {
@@ -96,12 +106,17 @@ impl DrainHook for Shared {
 impl Guest {
     /// `threads` threads on a node which shows `model` now.
     pub fn start(graph: &Graph, node: &str, model: Vec<u8>, threads: u64, seed: u64) -> Self {
-        Self::start_with(graph, node, model, threads, seed, false)
+        Self::start_with(graph, node, model, threads, seed, Does::Everything)
     }
 
     /// The same, but some writes may fail.
     pub fn forgiving(graph: &Graph, node: &str, model: Vec<u8>, threads: u64, seed: u64) -> Self {
-        Self::start_with(graph, node, model, threads, seed, true)
+        Self::start_with(graph, node, model, threads, seed, Does::Forgiving)
+    }
+
+    /// One that only reads, and always finds `model`.
+    pub fn reading(graph: &Graph, node: &str, model: Vec<u8>, threads: u64, seed: u64) -> Self {
+        Self::start_with(graph, node, model, threads, seed, Does::Reads)
     }
 
     fn start_with(
@@ -110,7 +125,7 @@ impl Guest {
         model: Vec<u8>,
         threads: u64,
         seed: u64,
-        forgiving: bool,
+        does: Does,
     ) -> Self {
         let shared = Arc::new(Shared {
             node: Mutex::new(graph.get(name).unwrap()),
@@ -119,14 +134,17 @@ impl Guest {
             in_flight: AtomicUsize::new(0),
             operations: AtomicU64::new(0),
             failures: AtomicU64::new(0),
-            forgiving,
+            does,
             waiting: Mutex::default(),
             model: Mutex::new(model),
         });
         let hook: Arc<dyn DrainHook> = Arc::<Shared>::clone(&shared);
         let user = User {
             name: "export 'guest'".to_owned(),
-            perm: Permissions::CONSISTENT_READ | Permissions::WRITE,
+            perm: match does {
+                Does::Reads => Permissions::CONSISTENT_READ,
+                _ => Permissions::CONSISTENT_READ | Permissions::WRITE,
+            },
             shared: Permissions::ALL,
             drain: Some(Arc::downgrade(&hook) as Weak<dyn DrainHook>),
             follows: true,
@@ -213,7 +231,11 @@ async fn work(shared: Arc<Shared>, (writer, writers): (u64, u64), seed: u64) {
         let sectors = rng.within(1..STRIPE / 512 - first + 1);
         let (at, len) = (stripe + first * 512, sectors * 512);
         let range = at as usize..(at + len) as usize;
-        match rng.below(10) {
+        let what = match shared.does {
+            Does::Reads => 8 + rng.below(4),
+            _ => rng.below(10),
+        };
+        match what {
             0..6 => {
                 let mut bytes = vec![0; len as usize];
                 rng.fill(&mut bytes);
@@ -223,6 +245,15 @@ async fn work(shared: Arc<Shared>, (writer, writers): (u64, u64), seed: u64) {
             6 => {
                 let written = node.write_zeroes(at, len, Zeroes::MayUnmap).await;
                 settle(&shared, &*node, written, range, &vec![0; len as usize]).await;
+            }
+            11 => {
+                let status = node.block_status(at, len).await.unwrap();
+                let there = at as usize..(at + status.len) as usize;
+                let is_zero = || shared.model.lock().unwrap()[there].iter().all(|b| *b == 0);
+                assert!(
+                    !status.zero || is_zero(),
+                    "no zeroes at {at:#x}: {status:?}"
+                );
             }
             _ => {
                 let found = read(&*node, at, len).await.unwrap();
@@ -245,7 +276,7 @@ async fn settle(
     match written {
         Ok(()) => shared.model.lock().unwrap()[range].copy_from_slice(bytes),
         Err(error) => {
-            assert!(shared.forgiving, "{error}");
+            assert!(shared.does == Does::Forgiving, "{error}");
             shared.failures.fetch_add(1, SeqCst);
             let found = read(node, range.start as u64, range.len() as u64)
                 .await

@@ -1,6 +1,9 @@
 //! Arguments and answers of the commands that start and steer jobs (`qapi/job.json`, `qapi/block-core.json`).
 
-use super::kind::{record, words};
+use super::kind::{Arguments, Kind, Members, ReadableMember, record, words};
+use super::shape::{Definition, MemberShape, STR, Shape};
+use crate::error::Error;
+use crate::fields::Fields;
 
 words! {
     /// What a job does (`JobType`); those that are built.
@@ -100,6 +103,16 @@ words! {
     }
 }
 
+words! {
+    /// What a backup does if what is about to be overwritten cannot be saved (`OnCbwError`).
+    enum OnCbwError {
+        /// It is not overwritten: the guest's write fails.
+        BreakGuestWrite = "break-guest-write",
+        /// It is overwritten: the backup fails.
+        BreakSnapshot = "break-snapshot",
+    }
+}
+
 record! {
     /// `block-stream`.
     args struct BlockStream {
@@ -185,6 +198,8 @@ record! {
         "on-source-error" on_source_error: Option<OnError>,
         /// After an error of the target; by default report.
         "on-target-error" on_target_error: Option<OnError>,
+        /// After an error in the way of a guest's write; by default that fails.
+        "on-cbw-error" on_cbw_error: Option<OnCbwError>,
         /// Whether it ends without `job-finalize`; by default yes.
         "auto-finalize" auto_finalize: Option<bool>,
         /// Whether it is forgotten without `job-dismiss`; by default yes.
@@ -318,4 +333,56 @@ record! {
         /// Bytes per second; 0: no limit.
         "speed" speed: i64,
     }
+}
+
+record! {
+    /// What can be changed of a mirror (`JobChangeOptionsMirror`).
+    args struct MirrorChange {
+        /// When it copies from now on.
+        "copy-mode" copy_mode: CopyMode,
+    }
+}
+
+record! {
+    /// What can be changed of other jobs: nothing.
+    args struct NoChange {}
+}
+
+/// `block-job-change` (`JobChangeOptions`).
+#[derive(Debug, Clone, PartialEq)]
+pub struct BlockJobChange {
+    /// The job.
+    pub id: String,
+    /// What becomes of it, if it is a mirror.
+    pub mirror: Option<MirrorChange>,
+}
+
+impl Arguments for BlockJobChange {
+    fn arguments_shape() -> Shape {
+        Shape::Named("BlockJobChange", || Definition::Object {
+            members: vec![
+                MemberShape::required("id", STR),
+                MemberShape::required("type", JobType::shape()),
+            ],
+            variants: Some(("type", JobType::WORDS.iter().map(change_of).collect())),
+        })
+    }
+
+    fn read_all(mut fields: Fields<'_>) -> Result<Self, Error> {
+        let id = ReadableMember::read(&mut fields, "id")?;
+        let mirror = match ReadableMember::read(&mut fields, "type")? {
+            JobType::Mirror => Some(Members::read(&mut fields)?),
+            _ => None,
+        };
+        fields.finish()?;
+        Ok(Self { id, mirror })
+    }
+}
+
+fn change_of((word, kind): &(&'static str, JobType)) -> (&'static str, Shape) {
+    let shape = match kind {
+        JobType::Mirror => MirrorChange::shape(),
+        _ => NoChange::shape(),
+    };
+    (word, shape)
 }

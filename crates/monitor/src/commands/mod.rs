@@ -204,6 +204,8 @@ commands! {
     BlockJobComplete(BlockJobDevice) = "block-job-complete" -> ();
     /// Changes how fast it may be.
     BlockJobSetSpeed(BlockJobSetSpeed) = "block-job-set-speed" -> ();
+    /// Changes how a mirror works.
+    BlockJobChange(BlockJobChange) = "block-job-change" -> ();
     /// Forgets one that has ended.
     BlockJobDismiss(Id) = "block-job-dismiss" -> ();
     /// Lets one take effect that waits for it.

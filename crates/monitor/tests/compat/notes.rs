@@ -91,11 +91,6 @@ pub const NOTES: &[(&str, &str)] = &[
         "transaction.actions[](block-dirty-bitmap-add).data.persistent",
         "`true` is refused",
     ),
-    ("blockdev-backup.compress", "`true` is refused"),
-    (
-        "transaction.actions[](blockdev-backup).data.compress",
-        "`true` is refused",
-    ),
     ("blockdev-backup.filter-node-name", FILTER),
     (
         "transaction.actions[](blockdev-backup).data.filter-node-name",

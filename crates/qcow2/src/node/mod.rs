@@ -229,6 +229,14 @@ impl Node for Qcow2Node {
         Box::pin(self.write_now(offset, buf))
     }
 
+    fn compresses(&self) -> bool {
+        self.can_compress()
+    }
+
+    fn write_compressed(&self, offset: u64, buf: Buf) -> LocalFuture<'_, (Result<()>, Buf)> {
+        Box::pin(self.write_compressed_now(offset, buf))
+    }
+
     fn write_zeroes(&self, offset: u64, len: u64, how: Zeroes) -> LocalFuture<'_, Result<()>> {
         Box::pin(self.write_zeroes_now(offset, len, how))
     }

@@ -27,15 +27,31 @@ impl Qcow2Node {
         }
     }
 
+    pub(super) async fn write_compressed_now(&self, offset: u64, buf: Buf) -> (Result<()>, Buf) {
+        match self.check_write(offset, buf.len() as u64).await {
+            Ok(()) => self.store_as(offset, buf, self.can_compress()).await,
+            Err(error) => (Err(error), buf),
+        }
+    }
+
+    /// Compressed clusters lie in the image file, so there can be none where the data are in another one.
+    pub(super) fn can_compress(&self) -> bool {
+        !self.external && !self.read_only
+    }
+
     /// Writes the window of `buf` at `offset`, whatever is there.
-    pub(super) async fn store(&self, offset: u64, mut buf: Buf) -> (Result<()>, Buf) {
+    pub(super) async fn store(&self, offset: u64, buf: Buf) -> (Result<()>, Buf) {
+        self.store_as(offset, buf, self.options.compress).await
+    }
+
+    async fn store_as(&self, offset: u64, mut buf: Buf, compress: bool) -> (Result<()>, Buf) {
         let window = buf.window();
         let mut done = 0;
         let mut outcome = Ok(());
         while done < window.len() && outcome.is_ok() {
             buf.set_window(window.start + done..window.end);
             let stored;
-            (stored, buf) = self.store_some(offset + done as u64, buf).await;
+            (stored, buf) = self.store_some(offset + done as u64, buf, compress).await;
             match stored {
                 Ok(bytes) => done += bytes as usize,
                 Err(error) => outcome = Err(error),
@@ -46,9 +62,9 @@ impl Qcow2Node {
     }
 
     /// Writes the beginning of the window; returns how much, which may be nothing if it is worth another try.
-    async fn store_some(&self, at: u64, buf: Buf) -> (Result<u64>, Buf) {
+    async fn store_some(&self, at: u64, buf: Buf, compress: bool) -> (Result<u64>, Buf) {
         let len = buf.len() as u64;
-        if !self.options.compress {
+        if !compress {
             return self.store_plain(at, len, buf).await;
         }
         let size = self.geometry.cluster_size();

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use diskfuse_block::graph::ChildRole;
 use diskfuse_jobs::{
     BackupConfig, BackupSync, BitmapMode, CommitConfig, CopyMode, Job, JobConfig, MirrorConfig,
-    MirrorSync, OnError, Start, StreamBase, StreamConfig, Transaction,
+    MirrorSync, OnCbwError, OnError, Start, StreamBase, StreamConfig, Transaction,
 };
 use diskfuse_monitor::commands::{
-    self, BitmapSyncMode, BlockCommit, BlockJobCancel, BlockJobSetSpeed, BlockStream,
-    BlockdevBackup, BlockdevMirror, SyncMode,
+    self, BitmapSyncMode, BlockCommit, BlockJobCancel, BlockJobChange, BlockJobSetSpeed,
+    BlockStream, BlockdevBackup, BlockdevMirror, SyncMode,
 };
 
 use super::Commands;
@@ -179,11 +179,6 @@ pub fn backup(
 ) -> Result<Start> {
     live::find(&host.nodes, &what.device)?;
     live::find(&host.nodes, &what.target)?;
-    if what.compress == Some(true) {
-        return Err(Error::refused(
-            "Parameter 'compress' is not built into this version yet",
-        ));
-    }
     let mode = bitmap_mode(what)?;
     let bitmap = match (&what.bitmap, mode) {
         (Some(name), Some(mode)) => {
@@ -201,8 +196,13 @@ pub fn backup(
     let config = BackupConfig {
         sync,
         bitmap,
+        compress: what.compress.unwrap_or(false),
         on_source_error: on_error(what.on_source_error),
         on_target_error: on_error(what.on_target_error),
+        on_cbw_error: match what.on_cbw_error {
+            None | Some(commands::OnCbwError::BreakGuestWrite) => OnCbwError::BreakGuestWrite,
+            Some(commands::OnCbwError::BreakSnapshot) => OnCbwError::BreakSnapshot,
+        },
         ..BackupConfig::new(
             common!(what).config(transaction)?,
             &what.device,
@@ -284,10 +284,7 @@ pub fn mirror(host: &Commands, what: &BlockdevMirror) -> Result<()> {
     let config = MirrorConfig {
         replaces: what.replaces.clone(),
         sync,
-        copy_mode: match what.copy_mode {
-            Some(commands::CopyMode::WriteBlocking) => CopyMode::WriteBlocking,
-            Some(commands::CopyMode::Background) | None => CopyMode::Background,
-        },
+        copy_mode: what.copy_mode.map_or(CopyMode::Background, copy_mode),
         granularity: what.granularity.filter(|bytes| *bytes != 0),
         on_source_error: on_error(what.on_source_error),
         on_target_error: on_error(what.on_target_error),
@@ -297,6 +294,13 @@ pub fn mirror(host: &Commands, what: &BlockdevMirror) -> Result<()> {
         host,
         diskfuse_jobs::mirror(&host.jobs, &host.nodes.graph, config)?,
     )
+}
+
+fn copy_mode(mode: commands::CopyMode) -> CopyMode {
+    match mode {
+        commands::CopyMode::WriteBlocking => CopyMode::WriteBlocking,
+        commands::CopyMode::Background => CopyMode::Background,
+    }
 }
 
 fn on_error(policy: Option<commands::OnError>) -> OnError {
@@ -371,4 +375,12 @@ pub fn cancel(host: &Commands, what: &BlockJobCancel) -> Result<()> {
 pub fn set_speed(host: &Commands, what: &BlockJobSetSpeed) -> Result<()> {
     let job = host.jobs.find_block_job(&what.device)?;
     Ok(job.set_speed(speed(what.speed)?)?)
+}
+
+/// `block-job-change`.
+pub fn change(host: &Commands, what: &BlockJobChange) -> Result<()> {
+    let job = host.jobs.find_block_job(&what.id)?;
+    let change = what.mirror.as_ref();
+    let change = change.ok_or_else(|| Error::refused("Job type does not support change"))?;
+    Ok(job.change_copy_mode(copy_mode(change.copy_mode))?)
 }

@@ -243,6 +243,7 @@ impl Commands {
             Command::BlockJobResume(what) => block(&what.device, Ask::Resume),
             Command::BlockJobComplete(what) => block(&what.device, Ask::Complete),
             Command::BlockJobSetSpeed(what) => jobs::set_speed(self, what).map(nothing),
+            Command::BlockJobChange(what) => jobs::change(self, what).map(nothing),
             // Conversation, which the monitors carry on by themselves.
             other => Err(Error::Refused(format!(
                 "The command {} has not been found",
