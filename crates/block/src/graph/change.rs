@@ -75,7 +75,7 @@ type Told = Vec<Tell>;
 
 impl Graph {
     /// Makes all of the changes, or none. Whoever is to see another node from then on must be drained ([`Graph::drain`]) and
-    /// stays so; nodes that nobody named, and that nothing stands on any more, are taken out and returned, so that
+    /// stays so; nodes that go with those above, and that nothing stands on any more, are taken out and returned, so that
     /// they can be closed ([`Node::close`]).
     ///
     /// [`Kind::NotFound`] for unknown names; [`Kind::Busy`] if what somebody does with a node conflicts with what others let
@@ -250,13 +250,13 @@ impl State {
         children.map(child).collect()
     }
 
-    /// Takes out what nobody named, nobody uses and, other than before, nothing stands on.
+    /// Takes out what goes with those above, nobody uses and, other than before, nothing stands on.
     fn take_orphans(&mut self, before: &Self) -> Vec<Arc<dyn Node>> {
         let mut taken = Vec::new();
         // From above to below, as what goes may leave others alone.
         for index in (0..self.entries.len()).rev() {
             let entry = &self.entries[index];
-            let alone = entry.nameless && entry.users.is_empty();
+            let alone = entry.goes_along && entry.users.is_empty();
             let alone = alone && self.parents(&entry.name).is_empty();
             if alone && !before.parents(&entry.name).is_empty() {
                 let entry = self.entries.remove(index);

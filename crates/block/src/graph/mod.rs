@@ -109,7 +109,7 @@ impl Graph {
         self.0.lock().goes_with(name)
     }
 
-    /// Removes a node, and those nodes below it that were never given a name and that nobody else needs.
+    /// Removes a node, and those nodes below it that go along ([`Graph::make_go_along`]) and that nobody else needs.
     /// [`Kind::Busy`] if somebody uses it or a node stands above it. What was written is not flushed by this: close it
     /// first ([`Graph::check_unused`], [`Node::close`]).
     pub fn remove(&self, name: &str) -> Result<()> {
@@ -139,7 +139,21 @@ impl Graph {
         self.0.lock().parents(name)
     }
 
-    /// Whether the node was never given a name, and so goes with the last node above it.
+    /// The node, which was made along with one above it, goes with the last node above it, as those do that were never given a
+    /// name. [`Kind::NotFound`] if there is no such node.
+    pub fn make_go_along(&self, name: &str) -> Result<()> {
+        self.0.lock().goes_along(name)
+    }
+
+    /// Whether the node goes with the last node above it, and so is not to be removed by itself.
+    pub fn goes_along(&self, name: &str) -> bool {
+        self.0
+            .lock()
+            .entry(name)
+            .is_ok_and(|entry| entry.goes_along)
+    }
+
+    /// Whether the node was never given a name.
     pub fn is_nameless(&self, name: &str) -> bool {
         self.0
             .lock()

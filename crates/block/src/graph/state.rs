@@ -62,8 +62,10 @@ pub(super) struct Entry {
     pub(super) wraps: Vec<Arc<dyn Wrap>>,
     pub(super) children: Vec<(Arc<str>, ChildRole)>,
     pub(super) users: Vec<UserEntry>,
-    /// Nobody named it: it goes with the last node above it.
+    /// Nobody named it.
     pub(super) nameless: bool,
+    /// It goes with the last node above it: nobody named it, or it was made along with that one.
+    pub(super) goes_along: bool,
     /// What it reads of its backing node is put into it before somebody changes it there.
     pub(super) fleeces: bool,
     /// Nodes between which there is a way of edges have the same number; others may have. What happens to one node concerns
@@ -175,6 +177,7 @@ impl State {
             children: Vec::new(),
             users: Vec::new(),
             nameless: !given,
+            goes_along: !given,
             fleeces: false,
             island: self.next_island,
         });
@@ -220,7 +223,14 @@ impl State {
         format!("#block{:03}", self.next_name)
     }
 
-    /// Takes a node out, and those below that nobody named and nobody needs.
+    /// The node goes with the last node above it from now on, though somebody named it.
+    pub(super) fn goes_along(&mut self, name: &str) -> Result<()> {
+        let index = self.find(name)?;
+        self.entries[index].goes_along = true;
+        Ok(())
+    }
+
+    /// Takes a node out, and those below that go along and that nobody needs.
     pub(super) fn remove(&mut self, name: &str) -> Result<Vec<Arc<dyn Node>>> {
         let index = self.check_unused(name)?;
         let mut before = self.claims_around(index);
@@ -236,7 +246,7 @@ impl State {
             Occupant::Opening { .. } => Vec::new(),
         };
         for (child, _) in entry.children {
-            let orphan = self.entry(&child).is_ok_and(|c| c.nameless);
+            let orphan = self.entry(&child).is_ok_and(|c| c.goes_along);
             // A child that somebody else needs refuses, and stays.
             if orphan && let Ok(more) = self.remove(&child) {
                 removed.extend(more);
@@ -263,14 +273,14 @@ impl State {
         Ok(index)
     }
 
-    /// A node, and those below it that nobody named and that nobody else needs, those above first.
+    /// A node, and those below it that go along and that nobody else needs, those above first.
     pub(super) fn goes_with(&self, name: &str) -> Vec<String> {
         let mut gone: Vec<String> = Vec::new();
         // From above to below: what stands above a node is behind it in the list.
         for entry in self.entries.iter().rev() {
             let above = self.parents(&entry.name);
             let orphaned = !above.is_empty() && above.iter().all(|parent| gone.contains(parent));
-            let goes = entry.nameless && entry.users.is_empty() && orphaned;
+            let goes = entry.goes_along && entry.users.is_empty() && orphaned;
             if goes || *entry.name == *name {
                 gone.push(entry.name.to_string());
             }

@@ -76,9 +76,12 @@ impl<'n> Children<'n> {
         Ok(Child { name, node })
     }
 
-    /// The node above is made: its children stay.
+    /// The node above is made: its children stay, for as long as it does.
     pub(super) fn keep(mut self) {
-        self.made.clear();
+        for name in self.made.drain(..) {
+            // It is there: it was made for this.
+            let _ = self.nodes.graph.make_go_along(&name);
+        }
     }
 }
 

@@ -31,8 +31,11 @@ enum State {
     Escape(u8),
     /// Inside a word or a number.
     Word,
-    /// Behind a mistake that hides where the next message begins: the next line is taken for it.
+    /// Behind a mistake that hides where the next message begins: behind the next control character, or a byte that UTF-8 never
+    /// has.
     Lost,
+    /// Behind a bracket too many: more of them are the same mistake.
+    Closed,
 }
 
 /// What a byte means.
@@ -55,10 +58,17 @@ impl Splitter {
         while let Some((&byte, rest)) = input.split_first() {
             if self.state == State::Lost {
                 *input = rest;
-                if byte == b'\n' {
+                if begins_anew(byte) {
                     self.state = State::Outside;
                 }
                 continue;
+            }
+            if self.state == State::Closed {
+                if matches!(byte, b'}' | b']') {
+                    *input = rest;
+                    continue;
+                }
+                self.state = State::Outside;
             }
             match self.step(byte) {
                 Step::Part => {
@@ -93,6 +103,9 @@ impl Splitter {
 
     fn step(&mut self, byte: u8) -> Step {
         match self.state {
+            State::String(_) | State::Escape(_) if begins_anew(byte) => {
+                Step::Wrong(Self::stray(byte))
+            }
             State::Escape(quote) => {
                 self.state = State::String(quote);
                 Step::Part
@@ -105,14 +118,13 @@ impl Splitter {
                 self.state = State::Escape(quote);
                 Step::Part
             }
-            State::String(_) if byte < b' ' => Step::Wrong(Self::stray(byte)),
             State::String(_) => Step::Part,
             State::Word if is_word(byte) => Step::Part,
             State::Word if self.depth == 0 => {
                 self.state = State::Outside;
                 Step::Behind
             }
-            State::Word | State::Outside | State::Lost => self.begin(byte),
+            State::Word | State::Outside | State::Lost | State::Closed => self.begin(byte),
         }
     }
 
@@ -164,10 +176,14 @@ impl Splitter {
 
     /// Forgets the message; `byte` was the last one of it.
     fn lose(&mut self, byte: u8, error: Error) -> Error {
+        let alone = self.depth == 0 && self.state == State::Outside;
         *self = Self::default();
-        if byte != b'\n' {
-            self.state = State::Lost;
-        }
+        self.state = match byte {
+            // It hides nothing.
+            b'}' | b']' if alone => State::Closed,
+            byte if begins_anew(byte) => State::Outside,
+            _ => State::Lost,
+        };
         error
     }
 
@@ -179,6 +195,12 @@ impl Splitter {
         };
         Error::JsonStray { shown }
     }
+}
+
+/// Whether whatever came before is over: so clients that lost their place get a message understood (docs/interop/qmp-spec.rst, "QGA
+/// Synchronization", and QEMU's monitors alike).
+fn begins_anew(byte: u8) -> bool {
+    matches!(byte, 0..=0x1f | 0xfe..)
 }
 
 /// Whether words and numbers have such bytes.

@@ -1,9 +1,10 @@
 //! Commands that start and steer jobs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use diskfuse_block::graph::ChildRole;
+use diskfuse_image::name::full_name;
 use diskfuse_jobs::{
     BackupConfig, BackupSync, BitmapMode, CommitConfig, CopyMode, Job, JobConfig, MirrorConfig,
     MirrorSync, OnCbwError, OnError, Start, StreamBase, StreamConfig, Transaction,
@@ -103,6 +104,9 @@ pub fn commit(host: &mut Commands, what: &BlockCommit) -> Result<()> {
             "'top-node' and 'top' are mutually exclusive",
         ));
     }
+    let device = host.nodes.graph.bare(&what.device)?.filename();
+    // The device is the top of its chain.
+    let top = what.top.clone().filter(|top| Some(top) != device.as_ref());
     let named = |node: &Option<String>, file: &Option<String>| match (node, file) {
         (Some(node), _) => {
             live::find(&host.nodes, node)?;
@@ -112,7 +116,7 @@ pub fn commit(host: &mut Commands, what: &BlockCommit) -> Result<()> {
         (None, None) => Ok::<_, Error>(None),
     };
     let config = CommitConfig {
-        top: named(&what.top_node, &what.top)?,
+        top: named(&what.top_node, &top)?,
         base: named(&what.base_node, &what.base)?,
         backing_file: what.backing_file.clone(),
         on_error: on_error(what.on_error),
@@ -231,6 +235,18 @@ fn bitmap_mode(what: &BlockdevBackup) -> Result<Option<BitmapMode>> {
             "Cannot specify bitmap sync mode without a bitmap",
         )),
         (_, None) => Ok(None),
+        (SyncMode::None, Some(_)) => Err(Error::refused(
+            "sync mode 'none' does not produce meaningful bitmap outputs",
+        )),
+        (SyncMode::Full | SyncMode::Top, Some(_)) if given == Some(BitmapSyncMode::Never) => {
+            Err(Error::Refused(format!(
+                "Bitmap sync mode 'never' has no meaningful effect when combined with sync mode '{}'",
+                match what.sync {
+                    SyncMode::Full => "full",
+                    _ => "top",
+                }
+            )))
+        }
         (SyncMode::Incremental, Some(_)) => match given {
             None | Some(BitmapSyncMode::OnSuccess) => Ok(Some(BitmapMode::OnSuccess)),
             Some(_) => Err(Error::refused(
@@ -320,13 +336,17 @@ fn below(host: &Commands, name: &str) -> Result<Option<String>> {
     Ok(of_role.next().map(|(_, child)| child))
 }
 
-/// The image of this file name in the chain below a node.
+/// The image of this file name in the chain below a node: as it was opened, or as the image above it calls it.
 fn in_chain(host: &Commands, device: &str, file: &str) -> Result<String> {
+    let mut above = host.nodes.graph.bare(device)?.filename();
     let mut at = below(host, device)?;
     while let Some(name) = at {
-        if host.nodes.graph.bare(&name)?.filename().as_deref() == Some(file) {
+        let own = host.nodes.graph.bare(&name)?.filename();
+        let beside = above.map(|above| full_name(Path::new(&above), file));
+        if own.is_some() && (own.as_deref() == Some(file) || own == beside) {
             return Ok(name);
         }
+        above = own;
         at = below(host, &name)?;
     }
     Err(Error::Refused(format!(

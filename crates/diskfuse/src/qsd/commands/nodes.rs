@@ -39,6 +39,11 @@ pub fn delete(host: &mut Commands, what: &BlockdevDel) -> Result<()> {
             "Failed to find node with node-name='{name}'"
         )));
     }
+    if host.nodes.graph.goes_along(name) {
+        return Err(Error::Refused(format!(
+            "Node {name} is not owned by the monitor"
+        )));
+    }
     check_free(host, name)?;
     host.nodes.remove(name)?;
     host.bitmaps.forget(&host.nodes);

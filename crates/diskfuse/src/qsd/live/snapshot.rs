@@ -23,7 +23,9 @@ pub fn snapshot(nodes: &Nodes, node: &str, overlay: &str) -> Result<()> {
     if edges.iter().any(|(role, _)| *role == ChildRole::Backing) {
         return Err(Error::refused("The overlay already has a backing image"));
     }
-    if node == overlay || nodes.graph.check_unused(overlay).is_err() {
+    // That somebody drains it is no use: a transaction may do so for another of its commands.
+    let users = nodes.graph.users(overlay)?;
+    if node == overlay || !users.is_empty() || !nodes.graph.parents(overlay).is_empty() {
         return Err(Error::refused("The overlay is already in use"));
     }
     if image.children().data_file.is_some() && image.header().data_file_raw() {

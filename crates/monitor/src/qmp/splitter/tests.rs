@@ -58,7 +58,7 @@ fn values_are_found_however_they_are_written() {
 
 #[test]
 fn a_mistake_inside_a_balanced_message_costs_that_message_only() {
-    let messages = shown(b"{\"a\",1} {\"a\":1,\"a\":2} nul [1] \"\xff\" 7");
+    let messages = shown(b"{\"a\",1} {\"a\":1,\"a\":2} nul [1] \"\x80\" 7");
     assert_eq!(messages.len(), 6, "{messages:?}");
     assert!(messages[0].starts_with("! JSON parse error, missing : in object pair"));
     assert!(messages[1].starts_with("! JSON parse error, duplicate key"));
@@ -73,10 +73,10 @@ fn what_hides_the_next_message_costs_the_line_and_one_error() {
     for bad in [
         "}}}}",
         "@ {} {}",
-        "\"a\x01b\" {}",
         "\"never closed",
         "%d",
         "\u{ff}\u{fe}",
+        "\u{e9} {}",
         ", :",
     ] {
         let messages = shown(format!("{bad}\n[1]").as_bytes());
@@ -87,6 +87,20 @@ fn what_hides_the_next_message_costs_the_line_and_one_error() {
         );
         assert_eq!(messages[1], "[1]");
     }
+    // Clients that lost their place send one of these, and what follows is understood.
+    for stray in [
+        &b"\x1b"[..],
+        b"\xff",
+        b"\xfe",
+        b"\"broken\x1b",
+        b"{\"a\": \"\xff",
+    ] {
+        let messages = shown(&[stray, b"{\"a\":1}"].concat());
+        assert_eq!(messages.len(), 2, "{messages:?}");
+        assert_eq!(messages[1], "{\"a\":1}");
+    }
+    let behind = shown(b"{\"a\":1}} {\"b\":2}");
+    assert_eq!((behind.len(), &*behind[2]), (3, "{\"b\":2}"));
     assert_eq!(
         shown(b"{\"a\": \"\n{}"),
         ["! JSON parse error, stray '\\n'", "{}"]
