@@ -2,6 +2,8 @@
 //! 512 bytes, which disks write whole, so a change is there or not. It must never change a field that nobody asked
 //! to change.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use diskfuse_block::{Node, RangeQueue, Result};
 use parking_lot::Mutex;
 
@@ -25,7 +27,10 @@ pub(super) mod field {
 }
 
 pub(super) struct Superblock {
+    /// As it was read, or written and flushed.
     bytes: Mutex<[u8; SECTOR]>,
+    /// A write of it has failed: what the disk has is not known, and the next change is written in any case.
+    unsure: AtomicBool,
     turn: RangeQueue,
 }
 
@@ -55,6 +60,7 @@ impl Superblock {
         bytes.copy_from_slice(buf.as_slice());
         Ok(Self {
             bytes: Mutex::new(bytes),
+            unsure: AtomicBool::new(false),
             turn: RangeQueue::default(),
         })
     }
@@ -68,13 +74,10 @@ impl Superblock {
         let _turn = self.turn.turn(0, 1).await;
         let mut bytes = *self.bytes.lock();
         change(&mut Fields(&mut bytes));
-        if bytes == *self.bytes.lock() {
+        if bytes == *self.bytes.lock() && !self.unsure.load(Ordering::SeqCst) {
             return Ok(());
         }
-        transfer::write(file, 0, &bytes).await?;
-        file.flush().await?;
-        *self.bytes.lock() = bytes;
-        Ok(())
+        self.write(file, &bytes).await
     }
 
     /// Changes what is in the first `len` bytes of the file (at least a sector): what is past the first sector reaches stable
@@ -100,9 +103,16 @@ impl Superblock {
         let Some((sector, _)) = new.split_first_chunk::<SECTOR>() else {
             return Ok(());
         };
-        transfer::write(file, 0, sector).await?;
+        self.write(file, sector).await
+    }
+
+    /// With the turn.
+    async fn write(&self, file: &dyn Node, bytes: &[u8; SECTOR]) -> Result<()> {
+        self.unsure.store(true, Ordering::SeqCst);
+        transfer::write(file, 0, bytes).await?;
         file.flush().await?;
-        *self.bytes.lock() = *sector;
+        *self.bytes.lock() = *bytes;
+        self.unsure.store(false, Ordering::SeqCst);
         Ok(())
     }
 }
@@ -158,8 +168,7 @@ impl Meta {
             self.superblock.update(&*self.file, change).await?;
         }
         self.check_writable()?;
-        self.prepared
-            .store(true, std::sync::atomic::Ordering::SeqCst);
+        self.prepared.store(true, Ordering::SeqCst);
         Ok(())
     }
 
@@ -173,8 +182,9 @@ impl Meta {
             }
             broken.get_or_insert_with(|| why.to_owned());
         }
-        self.prepared
-            .store(false, std::sync::atomic::Ordering::SeqCst);
+        for state in [&self.prepared, &self.unsettled] {
+            state.store(false, Ordering::SeqCst);
+        }
         if !self.read_only && self.version >= 3 {
             let change = |fields: &mut Fields<'_>| {
                 let features = fields.get64(field::INCOMPATIBLE) | features::CORRUPT;
