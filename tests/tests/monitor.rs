@@ -440,6 +440,21 @@ fn a_round_trip_is_short() {
     });
 }
 
+#[test]
+fn what_there_is_not_is_told_as_nothing() {
+    once(|bed| {
+        let mut stage = Stage::start(bed);
+        stage.add_raw("disk");
+        // There are no devices, whatever nodes there are.
+        assert_eq!(stage.run("query-block", json!({})), json!([]));
+        let kinds = stage.run("query-chardev-backends", json!({}));
+        let kinds = kinds.as_array().unwrap();
+        assert!(kinds.contains(&json!({"name": "socket"})), "{kinds:?}");
+        assert!(!kinds.contains(&json!({"name": "ringbuf"})), "{kinds:?}");
+        stage.stop();
+    });
+}
+
 /// The slice that the scheduler gives a thread, in nanoseconds; `None` if the kernel does not tell.
 fn slice(pid: u32, name: &str) -> Option<u64> {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
