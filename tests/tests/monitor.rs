@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use diskfuse_e2e::{Bed, Daemon, Qmp, Tool, diskfuse, everywhere, mounts, once, process};
+use diskfuse_e2e::{Bed, Daemon, Qmp, Stage, Tool, diskfuse, everywhere, mounts, once, process};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::{Value, json};
 
@@ -438,4 +438,60 @@ fn a_round_trip_is_short() {
         assert!(times[100] < Duration::from_millis(20), "{:?}", times[100]);
         daemon.stop();
     });
+}
+
+#[test]
+fn what_there_is_not_is_told_as_nothing() {
+    once(|bed| {
+        let mut stage = Stage::start(bed);
+        stage.add_raw("disk");
+        // There are no devices, whatever nodes there are.
+        assert_eq!(stage.run("query-block", json!({})), json!([]));
+        let kinds = stage.run("query-chardev-backends", json!({}));
+        let kinds = kinds.as_array().unwrap();
+        assert!(kinds.contains(&json!({"name": "socket"})), "{kinds:?}");
+        assert!(!kinds.contains(&json!({"name": "ringbuf"})), "{kinds:?}");
+        stage.stop();
+    });
+}
+
+/// The slice that the scheduler gives a thread, in nanoseconds; `None` if the kernel does not tell.
+fn slice(pid: u32, name: &str) -> Option<u64> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let mut tasks = tasks.map(|task| task.unwrap().path());
+    let task = tasks.find(|task| {
+        let comm = std::fs::read_to_string(task.join("comm"));
+        comm.is_ok_and(|comm| comm.trim_end() == name)
+    });
+    let about = std::fs::read_to_string(task.expect(name).join("sched")).ok()?;
+    let line = about.lines().find(|line| line.starts_with("se.slice"))?;
+    line.split(':').nth(1)?.trim().parse().ok()
+}
+
+#[test]
+fn who_answers_has_short_turns_and_who_moves_data_does_not() {
+    once(|bed| {
+        let mut stage = Stage::start(bed);
+        let new = json!({"qom-type": "iothread", "id": "late"});
+        stage.run("object-add", new);
+        let pid = stage.daemon.pid();
+        let Some(usual) = slice(std::process::id(), &own_name()) else {
+            println!("the kernel does not tell of slices");
+            stage.stop();
+            return;
+        };
+        for name in ["diskfuse", "monitor0", "monitor1"] {
+            assert_eq!(slice(pid, name), Some(100_000), "{name}");
+        }
+        for name in ["IO t0", "IO late"] {
+            assert_eq!(slice(pid, name), Some(usual), "{name}");
+        }
+        stage.stop();
+    });
+}
+
+/// The name of the thread that the test runs on.
+fn own_name() -> String {
+    let comm = std::fs::read_to_string("/proc/thread-self/comm").unwrap();
+    comm.trim_end().to_owned()
 }

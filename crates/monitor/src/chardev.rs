@@ -116,6 +116,11 @@ const KNOWN_TO_QEMU: &[&str] = &[
     "dbus", "memory", "mux", "parallel", "ringbuf", "serial", "testdev", "udp", "vc",
 ];
 
+impl ChardevBackend {
+    /// The names of all kinds.
+    pub const KINDS: &[&str] = &["socket", "stdio", "file", "pipe", "pty", "null"];
+}
+
 impl ChardevOptions {
     /// Reads the argument of `--chardev`. Help is refused here; the command line serves it.
     ///

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use common::case::Case;
 use common::cases;
+use common::disk::Disk;
 use common::disk::libc_errno::{EIO, ENOSPC};
 use common::guest::{FIRST, Guest};
 use common::log::Op;
@@ -16,7 +17,8 @@ use common::rng::Rng;
 use common::run::{Stage, on_ring};
 use common::states;
 use diskfuse_block::{Error, Kind, Node, Result};
-use diskfuse_qcow2::node::Qcow2Node;
+use diskfuse_qcow2::format::Header;
+use diskfuse_qcow2::node::{Children, Qcow2Node};
 use diskfuse_ring::spawn;
 
 /// States that are looked at after each run.
@@ -142,6 +144,56 @@ fn one_failed_write_is_told_to_whom_it_concerns_and_nothing_else_is_lost() {
         });
         stage
             .second_opinion(&stage.file, "after a failed write")
+            .unwrap();
+        judge(&stage);
+    });
+}
+
+#[test]
+fn an_image_that_cannot_be_opened_anew_goes_on_as_it_was() {
+    cases::run("not opened anew", 8, |seed| {
+        let stage = Stage::new(case(seed));
+        let mut rng = Rng::new(seed ^ 0xA9E3);
+        on_ring(async {
+            let node = stage.open().await.unwrap();
+            let guest = Guest::new(node.clone(), &stage.recorder, FIRST);
+            for round in 0..6 {
+                let errors = live(&stage, &guest, seed + round).await;
+                assert!(errors.is_empty(), "round {round}: {errors:?}");
+                let config = node.config().clone();
+                match round % 3 {
+                    // Closing fails at its n-th step, or is too short for that.
+                    0 => {
+                        let nth = rng.below(8);
+                        let mut seen = 0;
+                        stage.file.fail(move |_| {
+                            seen += 1;
+                            (seen == nth + 1).then_some(EIO)
+                        });
+                        match node.open_anew(&config, node.children()).await {
+                            Ok(anew) => drop(anew),
+                            Err(error) => assert_eq!(error.errno(), EIO, "{error}"),
+                        }
+                        stage.file.heal();
+                    }
+                    // There is no image where there should be one.
+                    1 => {
+                        let children = Children {
+                            file: Disk::quiet(vec![0; 64 << 10]),
+                            ..node.children()
+                        };
+                        node.open_anew(&config, children).await.err().unwrap();
+                    }
+                    // It was opened, and then something else went wrong.
+                    _ => drop(node.open_anew(&config, node.children()).await.unwrap()),
+                }
+            }
+            close(&guest, &stage, node).await.unwrap();
+            let header = Header::read(&*stage.file).await.unwrap();
+            assert!(!header.is_dirty(), "it was not left clean");
+        });
+        stage
+            .second_opinion(&stage.file, "after it was not opened anew")
             .unwrap();
         judge(&stage);
     });

@@ -31,6 +31,7 @@ mod op;
 mod polling;
 mod pool;
 mod ring;
+mod slice;
 mod table;
 mod task;
 mod thread;
@@ -59,6 +60,7 @@ pub use op::{
 pub use polling::Polling;
 pub use pool::POOL_THREADS;
 pub use ring::Ring;
+pub use slice::take_short_slices;
 pub use task::JoinHandle;
 pub use thread::IoThread;
 pub use timer::{Sleep, sleep};

@@ -8,6 +8,7 @@ use crate::error::Error;
 use crate::mail::{Mailbox, ReplySender, reply};
 use crate::polling::Polling;
 use crate::ring::Ring;
+use crate::slice::take_usual_slices;
 
 /// A named thread with a ring. Dropping it stops it: tasks that are left are dropped, operations in flight are
 /// waited for.
@@ -24,22 +25,25 @@ impl IoThread {
     pub fn spawn(name: &str, config: Config) -> Result<Self, Error> {
         let (sender, receiver) = mpsc::channel();
         let (stop, stopped) = reply();
-        let body = move || match Ring::new(&config) {
-            Ok(ring) => {
-                let id = rustix::thread::gettid()
-                    .as_raw_nonzero()
-                    .get()
-                    .unsigned_abs();
-                if sender
-                    .send(Ok((ring.mailbox(), ring.backend(), id)))
-                    .is_ok()
-                {
-                    // Whether the sender spoke or vanished, it is time to go.
-                    let _ = ring.block_on(stopped);
+        let body = move || {
+            take_usual_slices();
+            match Ring::new(&config) {
+                Ok(ring) => {
+                    let id = rustix::thread::gettid()
+                        .as_raw_nonzero()
+                        .get()
+                        .unsigned_abs();
+                    if sender
+                        .send(Ok((ring.mailbox(), ring.backend(), id)))
+                        .is_ok()
+                    {
+                        // Whether the sender spoke or vanished, it is time to go.
+                        let _ = ring.block_on(stopped);
+                    }
                 }
-            }
-            Err(error) => {
-                let _ = sender.send(Err(error));
+                Err(error) => {
+                    let _ = sender.send(Err(error));
+                }
             }
         };
         let thread = std::thread::Builder::new()

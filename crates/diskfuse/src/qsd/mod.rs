@@ -132,6 +132,10 @@ fn run(name: &str, arguments: Vec<OsString>) -> Result<ExitCode> {
     if let Some(readiness) = readiness {
         readiness.announce("")?;
     }
+    if commands.monitors.are_there() {
+        // This thread carries their commands out.
+        diskfuse_ring::take_short_slices();
+    }
     let outcome = daemon.run(&mut commands);
     drop((control, metrics, pidfile));
     if let Some(helper) = helper {

@@ -104,6 +104,8 @@ commands! {
     QueryFdsets = "query-fdsets" -> Vec<FdsetInfo>;
     /// All chardevs.
     QueryChardev = "query-chardev" -> Vec<ChardevInfo>, oob;
+    /// The kinds of chardev that there are.
+    QueryChardevBackends = "query-chardev-backends" -> Vec<ChardevBackendInfo>, oob;
 
     /// Makes an object.
     ObjectAdd(Box<ObjectOptions>) = "object-add" -> ();
@@ -128,6 +130,8 @@ commands! {
     BlockdevCreate(Box<BlockdevCreate>) = "blockdev-create" -> ();
     /// All nodes.
     QueryNamedBlockNodes(QueryNamedBlockNodes) = "query-named-block-nodes" -> Vec<BlockDeviceInfo>;
+    /// All devices, of which there are none.
+    QueryBlock = "query-block" -> Vec<BlockInfo>;
     /// Counts of requests.
     QueryBlockstats(QueryBlockstats) = "query-blockstats" -> Vec<BlockStats>;
     /// Changes the size of a node.
@@ -148,6 +152,8 @@ commands! {
 
     /// Puts an overlay over a node.
     BlockdevSnapshot(BlockdevSnapshot) = "blockdev-snapshot" -> ();
+    /// Makes an overlay and puts it over a node.
+    BlockdevSnapshotSync(BlockdevSnapshotSync) = "blockdev-snapshot-sync" -> ();
     /// Makes an internal snapshot.
     BlockdevSnapshotInternalSync(BlockdevSnapshotInternal) = "blockdev-snapshot-internal-sync" -> ();
     /// Deletes an internal snapshot.

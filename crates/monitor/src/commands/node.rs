@@ -271,6 +271,20 @@ record! {
 }
 
 record! {
+    /// One of what `query-block` answers (`BlockInfo`): a device, of which a storage daemon has none.
+    struct BlockInfo {
+        /// Its name.
+        "device" device: String,
+        /// What it is.
+        "type" kind: String,
+        /// Whether its medium can be taken out.
+        "removable" removable: bool,
+        /// Whether the guest keeps it from being taken out.
+        "locked" locked: bool,
+    }
+}
+
+record! {
     /// One of what `query-blockstats` answers (`BlockStats`).
     struct BlockStats {
         /// The device.

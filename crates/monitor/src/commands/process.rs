@@ -144,6 +144,14 @@ record! {
 }
 
 record! {
+    /// One of what `query-chardev-backends` answers.
+    struct ChardevBackendInfo {
+        /// The kind's name.
+        "name" name: String,
+    }
+}
+
+record! {
     /// A command about one thing that has an id.
     args struct Id {
         /// It.

@@ -19,6 +19,34 @@ record! {
     }
 }
 
+words! {
+    /// Where the image of `blockdev-snapshot-sync` comes from (`NewImageMode`).
+    enum NewImageMode {
+        /// It is there already.
+        Existing = "existing",
+        /// It is made, and names the image below by its absolute path.
+        AbsolutePaths = "absolute-paths",
+    }
+}
+
+record! {
+    /// `blockdev-snapshot-sync` (`BlockdevSnapshotSync`).
+    args struct BlockdevSnapshotSync {
+        /// The node that is kept as it is.
+        "device" device: Option<String>,
+        /// The same, as it is called where there are devices.
+        "node-name" node_name: Option<String>,
+        /// The file of the image that takes its place.
+        "snapshot-file" snapshot_file: String,
+        /// The name of that image's node.
+        "snapshot-node-name" snapshot_node_name: Option<String>,
+        /// Its format; by default `qcow2`.
+        "format" format: Option<String>,
+        /// Where it comes from; by default it is made.
+        "mode" mode: Option<NewImageMode>,
+    }
+}
+
 record! {
     /// `blockdev-snapshot-internal-sync` (`BlockdevSnapshotInternal`).
     args struct BlockdevSnapshotInternal {
@@ -147,6 +175,8 @@ actions! {
     Backup(BlockdevBackup) = "blockdev-backup",
     /// Puts an overlay over a node.
     Snapshot(BlockdevSnapshot) = "blockdev-snapshot",
+    /// Makes an overlay and puts it over a node.
+    SnapshotSync(BlockdevSnapshotSync) = "blockdev-snapshot-sync",
     /// Makes an internal snapshot.
     InternalSnapshot(BlockdevSnapshotInternal) = "blockdev-snapshot-internal-sync",
 }

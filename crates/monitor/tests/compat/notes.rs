@@ -142,6 +142,39 @@ pub const NOTES: &[(&str, &str)] = &[
         "there are `/`, `/objects` and what is in it; nothing else can be seen",
     ),
     (
+        "blockdev-snapshot-sync.device",
+        "takes the name of a node; there are no devices",
+    ),
+    (
+        "blockdev-snapshot-sync.snapshot-file",
+        "a file that a node here has open is refused, also with `locking=off`; it is removed again if the snapshot fails",
+    ),
+    (
+        "blockdev-snapshot-sync.format",
+        "`qcow2` only; QEMU makes other formats with backing files (`qed`, …) as well",
+    ),
+    (
+        "blockdev-snapshot-sync.mode",
+        "the path that `absolute-paths` writes down is absolute also if the node's is not",
+    ),
+    (
+        "transaction.actions[](blockdev-snapshot-sync).data.device",
+        "as for the command",
+    ),
+    (
+        "transaction.actions[](blockdev-snapshot-sync).data.snapshot-file",
+        "as for the command; made before anybody has to wait",
+    ),
+    (
+        "transaction.actions[](blockdev-snapshot-sync).data.format",
+        "as for the command",
+    ),
+    (
+        "transaction.actions[](blockdev-snapshot-sync).data.mode",
+        "as for the command",
+    ),
+    ("query-chardev-backends", "the kinds that are built"),
+    (
         "query-blockstats.query-nodes",
         "without it the list is empty, as there are no devices",
     ),

@@ -209,25 +209,25 @@ impl Meta {
     }
 
     /// Commits, gives back what was set aside, cuts off what the file is too long, and leaves the image clean. Nothing
-    /// may be changed afterwards. After an error the image is as consistent as after a crash.
-    /// It may be tried again then.
+    /// may be changed afterwards, unless [`Meta::go_on`] is called. After an error the image is as consistent as after a crash, and
+    /// it may be tried again.
     pub async fn close(&self) -> Result<()> {
         if self.read_only || self.closed.swap(true, Ordering::SeqCst) {
             return Ok(());
         }
-        let changed = self.prepared.swap(false, Ordering::SeqCst);
-        let closed = self.close_now(changed).await;
+        let closed = self.close_now().await;
         if closed.is_err() {
-            let sound = self.broken.lock().is_none();
-            self.prepared.store(changed && sound, Ordering::SeqCst);
             self.closed.store(false, Ordering::SeqCst);
         }
         closed
     }
 
-    async fn close_now(&self, changed: bool) -> Result<()> {
+    async fn close_now(&self) -> Result<()> {
+        if self.prepared.swap(false, Ordering::SeqCst) {
+            self.unsettled.store(true, Ordering::SeqCst);
+        }
         self.commit().await?;
-        if !changed {
+        if !self.unsettled.load(Ordering::SeqCst) {
             return Ok(());
         }
         self.release_reservations();
@@ -239,7 +239,15 @@ impl Meta {
             self.write_all_refcounts().await?;
         }
         self.trim().await?;
-        self.clear_dirty_bit().await
+        self.clear_dirty_bit().await?;
+        self.unsettled.store(false, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Takes [`Meta::close`] back, however it went: changes are let in again, and the first of them makes the image ready for it
+    /// once more. What is in memory must still be what the file has: only for a file that nobody has changed since.
+    pub fn go_on(&self) {
+        self.closed.store(false, Ordering::SeqCst);
     }
 
     /// Frees what has lost its reference. What a transfer is in flight to for longer than anybody should wait stays leaked.

@@ -113,6 +113,8 @@ pub struct Meta {
     /// The image was made ready for changes, and none of them went wrong.
     prepared: AtomicBool,
     closed: AtomicBool,
+    /// Closing has begun to leave the image clean, and has not come to its end.
+    unsettled: AtomicBool,
     broken: Mutex<Option<String>>,
     /// Who is told of that, and has not been told yet.
     on_corrupt: Mutex<Option<OnCorrupt>>,

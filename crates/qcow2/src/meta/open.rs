@@ -114,6 +114,7 @@ impl Meta {
             commits_done: AtomicU64::new(0),
             prepared: AtomicBool::new(false),
             closed: AtomicBool::new(false),
+            unsettled: AtomicBool::new(false),
             broken: Mutex::new(None),
             on_corrupt: Mutex::new(config.on_corrupt.clone()),
             found_at_open: Mutex::new(None),

@@ -27,9 +27,10 @@ pub(super) mod field {
 }
 
 pub(super) struct Superblock {
+    /// As it was read, or written and flushed.
     bytes: Mutex<[u8; SECTOR]>,
     /// A change of it failed: on disk it is as it was before, or as it was to be.
-    unsettled: AtomicBool,
+    unsure: AtomicBool,
     turn: RangeQueue,
 }
 
@@ -59,7 +60,7 @@ impl Superblock {
         bytes.copy_from_slice(buf.as_slice());
         Ok(Self {
             bytes: Mutex::new(bytes),
-            unsettled: AtomicBool::new(false),
+            unsure: AtomicBool::new(false),
             turn: RangeQueue::default(),
         })
     }
@@ -73,7 +74,7 @@ impl Superblock {
         let _turn = self.turn.turn(0, 1).await;
         let mut bytes = *self.bytes.lock();
         change(&mut Fields(&mut bytes));
-        if bytes == *self.bytes.lock() && !self.unsettled.load(SeqCst) {
+        if bytes == *self.bytes.lock() && !self.unsure.load(SeqCst) {
             return Ok(());
         }
         self.write(file, &bytes).await
@@ -82,12 +83,12 @@ impl Superblock {
     /// Makes sure that it is on disk as it is known here, if a change of it has failed. To be called before anything is written
     /// that the disk only finds by it: by the other one of the two it would not be found.
     pub(super) async fn settle(&self, file: &dyn Node) -> Result<()> {
-        if !self.unsettled.load(SeqCst) {
+        if !self.unsure.load(SeqCst) {
             return Ok(());
         }
         let _turn = self.turn.turn(0, 1).await;
         let bytes = *self.bytes.lock();
-        match self.unsettled.load(SeqCst) {
+        match self.unsure.load(SeqCst) {
             true => self.write(file, &bytes).await,
             false => Ok(()),
         }
@@ -95,11 +96,11 @@ impl Superblock {
 
     /// With the turn.
     async fn write(&self, file: &dyn Node, bytes: &[u8; SECTOR]) -> Result<()> {
-        self.unsettled.store(true, SeqCst);
+        self.unsure.store(true, SeqCst);
         transfer::write(file, 0, bytes).await?;
         file.flush().await?;
         *self.bytes.lock() = *bytes;
-        self.unsettled.store(false, SeqCst);
+        self.unsure.store(false, SeqCst);
         Ok(())
     }
 
@@ -197,7 +198,9 @@ impl Meta {
             }
             broken.get_or_insert_with(|| why.to_owned());
         }
-        self.prepared.store(false, SeqCst);
+        for state in [&self.prepared, &self.unsettled] {
+            state.store(false, SeqCst);
+        }
         if !self.read_only && self.version >= 3 {
             let change = |fields: &mut Fields<'_>| {
                 let features = fields.get64(field::INCOMPATIBLE) | features::CORRUPT;

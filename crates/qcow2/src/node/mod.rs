@@ -43,6 +43,7 @@ use crate::meta::Meta;
 use compressed::Cache;
 
 pub use config::{Children, OnCorrupt, OverlapCheck, Qcow2Config};
+pub use reopen::Anew;
 pub use status::{LayerStatus, Layered};
 
 /// An open image.

@@ -53,11 +53,18 @@ impl Bitmaps {
 
     /// One that may be changed, or read by a command; it knows its disk's size.
     fn free(&self, nodes: &Nodes, which: &BlockDirtyBitmap) -> Result<&Entry> {
+        let entry = self.unused(nodes, which)?;
+        check_consistent(entry)?;
+        Ok(entry)
+    }
+
+    /// One that no job uses; whether it is of any use is another matter.
+    fn unused(&self, nodes: &Nodes, which: &BlockDirtyBitmap) -> Result<&Entry> {
         let entry = self.find(nodes, which)?;
         follow(nodes, entry);
         let is_it = |(node, name): &(String, String)| *node == entry.node && *name == entry.name;
         if !self.lent.iter().any(is_it) {
-            check_free(entry)?;
+            check_unused(entry)?;
         }
         Ok(entry)
     }
@@ -67,7 +74,8 @@ impl Bitmaps {
         let found = self
             .entry(node, name)
             .map_err(|_| Error::Refused(format!("Bitmap '{name}' could not be found")))?;
-        check_free(found)?;
+        check_unused(found)?;
+        check_consistent(found)?;
         Ok(Arc::clone(&found.bitmap))
     }
 
@@ -128,9 +136,9 @@ impl Bitmaps {
         Ok(())
     }
 
-    /// `block-dirty-bitmap-remove`.
+    /// `block-dirty-bitmap-remove`, which is what can be done with an inconsistent one.
     pub fn remove(&mut self, nodes: &Nodes, which: &BlockDirtyBitmap) -> Result<Removed> {
-        self.free(nodes, which)?;
+        self.unused(nodes, which)?;
         let place = self
             .entries
             .iter()
@@ -266,17 +274,75 @@ fn check_node(nodes: &Nodes, node: &str) -> Result<()> {
     })
 }
 
-fn check_free(entry: &Entry) -> Result<()> {
+fn check_unused(entry: &Entry) -> Result<()> {
+    if !entry.bitmap.is_busy() {
+        return Ok(());
+    }
     let name = &entry.name;
-    if entry.bitmap.is_busy() {
-        return Err(Error::Refused(format!(
-            "Bitmap '{name}' is currently in use by another operation and cannot be used"
-        )));
+    Err(Error::Refused(format!(
+        "Bitmap '{name}' is currently in use by another operation and cannot be used"
+    )))
+}
+
+fn check_consistent(entry: &Entry) -> Result<()> {
+    if !entry.bitmap.info().inconsistent {
+        return Ok(());
     }
-    if entry.bitmap.info().inconsistent {
-        return Err(Error::Refused(format!(
-            "Bitmap '{name}' is inconsistent and cannot be used"
-        )));
+    let name = &entry.name;
+    Err(Error::Refused(format!(
+        "Bitmap '{name}' is inconsistent and cannot be used (remove it, and make a new one)"
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use diskfuse_block::Graph;
+    use diskfuse_monitor::BlockdevOptions;
+    use diskfuse_ring::Choice;
+
+    use super::*;
+    use crate::qsd::monitor::Monitors;
+    use crate::qsd::objects::Objects;
+
+    #[test]
+    fn an_inconsistent_bitmap_can_be_removed_and_nothing_else() {
+        let objects = Objects::new(Choice::Auto);
+        let nodes = Nodes::new(Graph::new(), objects, Monitors::new(drop));
+        let disk = BlockdevOptions::parse("null-co,node-name=disk,size=1M").unwrap();
+        nodes.add(&disk).unwrap();
+        let mut bitmaps = Bitmaps::default();
+        let add = BlockDirtyBitmapAdd {
+            node: "disk".to_owned(),
+            name: "b".to_owned(),
+            granularity: None,
+            persistent: None,
+            disabled: None,
+        };
+        bitmaps.add(&nodes, &add).unwrap();
+        let which = BlockDirtyBitmap {
+            node: "disk".to_owned(),
+            name: "b".to_owned(),
+        };
+        let entry = bitmaps.entry("disk", "b").unwrap();
+        entry.bitmap.set_inconsistent();
+        let words = "Bitmap 'b' is inconsistent and cannot be used";
+        let refused = [
+            bitmaps.clear(&nodes, &which).map(drop),
+            bitmaps.record(&nodes, &which, false).map(drop),
+            bitmaps.usable("disk", "b").map(drop),
+        ];
+        for outcome in refused {
+            let error = outcome.unwrap_err().to_string();
+            assert!(error.starts_with(words), "{error}");
+        }
+        let removed = bitmaps.remove(&nodes, &which).unwrap();
+        assert!(bitmaps.of("disk").is_none());
+        // A transaction that fails has it as it was.
+        bitmaps.put_back(&nodes, removed).unwrap();
+        let there = bitmaps.of("disk").unwrap();
+        assert_eq!(there[0].inconsistent, Some(true));
+        bitmaps.remove(&nodes, &which).unwrap();
+        bitmaps.add(&nodes, &add).unwrap();
+        bitmaps.clear(&nodes, &which).unwrap();
     }
-    Ok(())
 }

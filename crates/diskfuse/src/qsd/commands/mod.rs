@@ -6,6 +6,7 @@ mod exports;
 mod jobs;
 mod nodes;
 mod objects;
+mod snapshot_sync;
 pub mod thresholds;
 mod transaction;
 
@@ -169,6 +170,8 @@ impl Commands {
             Command::BlockSetWriteThreshold(what) => {
                 self.thresholds.set(&self.nodes, what).map(nothing)
             }
+            // Of devices, which there are none of.
+            Command::QueryBlock => Ok(json!([])),
             Command::QueryBlockstats(what) => match what.query_nodes {
                 Some(true) => query::blockstats(&self.nodes, &daemon.export_stats()).map(list),
                 // Of devices, which there are none of.
@@ -176,6 +179,9 @@ impl Commands {
             },
             Command::BlockdevSnapshot(what) => {
                 nodes::snapshot(self, daemon, &what.node, &what.overlay).map(nothing)
+            }
+            Command::BlockdevSnapshotSync(what) => {
+                snapshot_sync::run(self, daemon, what).map(nothing)
             }
             Command::BlockdevSnapshotInternalSync(what) => {
                 nodes::snapshot_inside(self, &what.device, &what.name).map(nothing)

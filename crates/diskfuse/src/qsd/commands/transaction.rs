@@ -11,6 +11,7 @@ use diskfuse_monitor::commands::{
 };
 
 use super::bitmaps::Removed;
+use super::snapshot_sync::{self, Overlay};
 use super::{Commands, jobs, nodes};
 use crate::daemon::Daemon;
 use crate::error::{Error, Result};
@@ -24,6 +25,7 @@ enum Undo {
     Unmerge(BlockDirtyBitmap, DirtyBitmap),
     Record(BlockDirtyBitmap, bool),
     Snapshot(BlockdevSnapshot),
+    Overlay(Overlay),
     DeleteSnapshot { device: String, name: String },
 }
 
@@ -37,18 +39,19 @@ pub fn run(host: &mut Commands, daemon: &Daemon, what: &Transaction) -> Result<(
     let outcome = carry_out(host, &what.actions, group.as_ref(), &mut drained, &mut undo);
     host.bitmaps.lend(Vec::new());
     daemon.sizes_changed();
-    if outcome.is_ok() {
-        for action in &what.actions {
-            if let Action::Snapshot(snapshot) = action {
-                live::writable::seal(&host.nodes, &snapshot.node);
-            }
-        }
-    }
     if outcome.is_err() {
         for step in undo.into_iter().rev() {
             if let Err(error) = take_back(host, step) {
                 tracing::error!("a transaction that failed could not be undone whole: {error}");
             }
+        }
+        return outcome;
+    }
+    for step in undo {
+        match step {
+            Undo::Snapshot(snapshot) => live::writable::seal(&host.nodes, &snapshot.node),
+            Undo::Overlay(overlay) => overlay.keep(),
+            _ => {}
         }
     }
     outcome
@@ -63,9 +66,14 @@ fn carry_out(
 ) -> Result<()> {
     // A backup may be of a bitmap that is new. What is written from here on until all stand still is marked there although
     // the backup has it: that is too much, never too little.
+    // And images of snapshots are made while the guests go on.
     for action in actions {
-        if matches!(action, Action::BitmapAdd(_)) {
-            undo.extend(one(host, action)?);
+        match action {
+            Action::BitmapAdd(_) => undo.extend(one(host, action)?),
+            Action::SnapshotSync(what) => {
+                undo.push(Undo::Overlay(snapshot_sync::make(&host.nodes, what)?));
+            }
+            _ => {}
         }
     }
     // Before anything is drained: nobody gets the right to use a node that is.
@@ -114,6 +122,7 @@ fn drain(host: &Commands, actions: &[Action], starts: &[Start]) -> Result<Vec<Dr
             | Action::BitmapDisable(bitmap) => &bitmap.node,
             Action::BitmapMerge(merge) => &merge.node,
             Action::Snapshot(snapshot) => &snapshot.node,
+            Action::SnapshotSync(snapshot) => snapshot_sync::node(snapshot)?,
             Action::InternalSnapshot(snapshot) => &snapshot.device,
         };
         // One that is not there is the action's own error.
@@ -159,6 +168,7 @@ fn act(
 fn one(host: &mut Commands, action: &Action) -> Result<Option<Undo>> {
     match action {
         Action::Snapshot(what) => nodes::check_free(host, &what.node)?,
+        Action::SnapshotSync(what) => nodes::check_free(host, snapshot_sync::node(what)?)?,
         Action::InternalSnapshot(what) => nodes::check_free(host, &what.device)?,
         _ => {}
     }
@@ -195,6 +205,14 @@ fn one(host: &mut Commands, action: &Action) -> Result<Option<Undo>> {
             live::snapshot::snapshot(nodes, &what.node, &what.overlay)?;
             Undo::Snapshot(what.clone())
         }
+        Action::SnapshotSync(what) => {
+            let what = BlockdevSnapshot {
+                node: snapshot_sync::node(what)?.to_owned(),
+                overlay: what.snapshot_node_name.clone().unwrap_or_default(),
+            };
+            live::snapshot::snapshot(nodes, &what.node, &what.overlay)?;
+            Undo::Snapshot(what)
+        }
         Action::InternalSnapshot(what) => {
             live::internal::create(nodes, &what.device, &what.name)?;
             Undo::DeleteSnapshot {
@@ -228,6 +246,7 @@ fn take_back(host: &mut Commands, step: Undo) -> Result<()> {
             nodes.graph.change(&changes)?;
             Ok(())
         }
+        Undo::Overlay(overlay) => overlay.discard(nodes),
         Undo::DeleteSnapshot { device, name } => {
             live::internal::delete(nodes, &device, None, Some(&name)).map(drop)
         }

@@ -37,11 +37,10 @@ pub(super) fn while_closed<T>(
     // Closing flushes; most of it is done before anybody has to wait.
     nodes.run(image.flush())??;
     let _drained = nodes.drain(name)?;
-    let config = image.config().clone();
-    let (done, opened) = nodes.run(image.while_closed(&config, image.children(), work))??;
+    let (done, opened) = nodes.run(image.while_closed(work))??;
     let with = opened.map_err(|error| {
         Error::Refused(format!(
-            "Node '{name}' could not be opened again and takes no writes any more: {error}"
+            "Node '{name}' could not be opened again and takes no writes until it is (by blockdev-reopen): {error}"
         ))
     })?;
     let node = name.to_owned();

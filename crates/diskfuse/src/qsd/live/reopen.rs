@@ -8,7 +8,7 @@ use diskfuse_block::graph::{Change, ChildRole, Drained};
 use diskfuse_block::{Node, downcast};
 use diskfuse_monitor::blockdev::BackingRef;
 use diskfuse_monitor::{BlockDriver, BlockRef, BlockdevOptions};
-use diskfuse_qcow2::node::{Children, Qcow2Config, Qcow2Node};
+use diskfuse_qcow2::node::{Anew, Children, Qcow2Config, Qcow2Node};
 
 use crate::error::{Error, Result};
 use crate::qsd::nodes::{self, Nodes};
@@ -19,29 +19,26 @@ use crate::qsd::{filters, qcow2};
 pub fn reopen(nodes: &Nodes, all: &[BlockdevOptions]) -> Result<()> {
     let mut work = Reopening {
         nodes,
-        drained: Vec::new(),
         made: BTreeMap::new(),
         changes: Vec::new(),
-        closed: Vec::new(),
+        anew: Vec::new(),
+        drained: Vec::new(),
     };
-    let outcome = work.carry_out(all);
-    if outcome.is_err() {
-        work.undo();
-    } else {
-        for options in all {
-            nodes.note(options);
-        }
+    work.carry_out(all)?;
+    for options in all {
+        nodes.note(options);
     }
-    outcome
+    Ok(())
 }
 
 struct Reopening<'n> {
     nodes: &'n Nodes,
-    drained: Vec<Drained>,
     made: BTreeMap<String, Arc<dyn Node>>,
     changes: Vec<Change>,
-    /// Images that were closed for it.
-    closed: Vec<String>,
+    /// Images that were closed for it, and go on as they were if it comes to nothing.
+    anew: Vec<Anew>,
+    /// Last, so that nobody goes on before that.
+    drained: Vec<Drained>,
 }
 
 impl Reopening<'_> {
@@ -73,6 +70,7 @@ impl Reopening<'_> {
             self.changes.push(Change::Swap { node: name, with });
         }
         let removed = self.nodes.graph.change(&self.changes)?;
+        self.anew.drain(..).for_each(Anew::keep);
         // The new ones are in force, whatever becomes of those that are gone.
         for node in removed {
             if let Err(error) = self.nodes.run(node.close())? {
@@ -211,13 +209,10 @@ impl Reopening<'_> {
             on_corrupt: image.config().on_corrupt.clone(),
             ..config.clone()
         };
-        let nothing = async |_: &dyn Node| Ok(());
-        let (done, opened) = self
-            .nodes
-            .run(image.while_closed(config, children, nothing))??;
-        self.closed.push(name.to_owned());
-        done?;
-        Ok(opened?)
+        let anew = self.nodes.run(image.open_anew(config, children))??;
+        let node = anew.node();
+        self.anew.push(anew);
+        Ok(node)
     }
 
     /// The node that stands in a role now.
@@ -252,27 +247,5 @@ impl Reopening<'_> {
             role,
             child,
         });
-    }
-
-    /// Images that were closed are opened as they were.
-    fn undo(&mut self) {
-        for name in std::mem::take(&mut self.closed) {
-            if let Err(error) = self.open_as_before(&name) {
-                tracing::error!("node '{name}' takes no writes any more: {error}");
-            }
-        }
-    }
-
-    fn open_as_before(&self, name: &str) -> Result<()> {
-        let bare = self.nodes.graph.bare(name)?;
-        let Some(image) = downcast::<Qcow2Node>(&*bare) else {
-            return Ok(());
-        };
-        let with = self
-            .nodes
-            .run(Qcow2Node::open(image.children(), image.config()))??;
-        let node = name.to_owned();
-        self.nodes.graph.change(&[Change::Swap { node, with }])?;
-        Ok(())
     }
 }

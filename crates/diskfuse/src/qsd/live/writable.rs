@@ -6,7 +6,7 @@ use std::sync::Arc;
 use diskfuse_block::drivers::{FileConfig, FileNode};
 use diskfuse_block::graph::{Change, ChildRole};
 use diskfuse_block::{Node, downcast};
-use diskfuse_qcow2::node::{Children, Qcow2Config, Qcow2Node};
+use diskfuse_qcow2::node::{Anew, Children, Qcow2Config, Qcow2Node};
 
 use super::find;
 use crate::error::{Error, Result};
@@ -102,8 +102,12 @@ fn set(nodes: &Nodes, what: &Opened, read_only: bool) -> Result<()> {
             Some(with)
         }
     };
-    let with = match (downcast::<Qcow2Node>(&*there), file) {
-        (Some(image), Some(file)) => open_again(nodes, image, file, read_only)?,
+    // From here on, whatever goes wrong, the image goes on as it was.
+    let mut anew = None;
+    let with: Arc<dyn Node> = match (downcast::<Qcow2Node>(&*there), file) {
+        (Some(image), Some(file)) => anew
+            .insert(open_again(nodes, image, file, read_only)?)
+            .node(),
         _ => reopen_file(name, &*there, read_only)?,
     };
     if with.read_only() != read_only {
@@ -116,6 +120,9 @@ fn set(nodes: &Nodes, what: &Opened, read_only: bool) -> Result<()> {
         with,
     });
     graph.change(&changes)?;
+    if let Some(anew) = anew {
+        anew.keep();
+    }
     Ok(())
 }
 
@@ -124,7 +131,7 @@ fn open_again(
     image: &Qcow2Node,
     file: Arc<dyn Node>,
     read_only: bool,
-) -> Result<Arc<dyn Node>> {
+) -> Result<Anew> {
     let config = Qcow2Config {
         read_only,
         ..image.config().clone()
@@ -133,10 +140,7 @@ fn open_again(
         file,
         ..image.children()
     };
-    let nothing = async |_: &dyn Node| Ok(());
-    let (done, opened) = nodes.run(image.while_closed(&config, children, nothing))??;
-    done?;
-    Ok(opened?)
+    Ok(nodes.run(image.open_anew(&config, children))??)
 }
 
 fn reopen_file(name: &str, node: &dyn Node, read_only: bool) -> Result<Arc<dyn Node>> {

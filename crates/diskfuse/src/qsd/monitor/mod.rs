@@ -217,6 +217,7 @@ impl Inner {
 
     /// A monitor's thread: one client after the other.
     fn serve(self: Arc<Self>, mut chardev: Chardev, monitor: MonitorId, pretty: bool) {
+        diskfuse_ring::take_short_slices();
         let named = Arc::new(NamedFds::default());
         while let Some(stream) = chardev.next_stream(&self.closing) {
             let stream = Arc::new(stream);

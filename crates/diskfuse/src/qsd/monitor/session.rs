@@ -9,10 +9,11 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use diskfuse_monitor::commands::{
-    AddFd, Command, CommandInfo, FdName, Kind as _, QmpCapabilities, Row, built, find, schema,
+    AddFd, ChardevBackendInfo, Command, CommandInfo, FdName, Kind as _, QmpCapabilities, Row,
+    built, find, schema,
 };
 use diskfuse_monitor::qmp::{Request as QmpRequest, Splitter, reply, to_text, version_info};
-use diskfuse_monitor::{ErrorClass, QmpError};
+use diskfuse_monitor::{ChardevBackend, ErrorClass, QmpError};
 use parking_lot::{Condvar, Mutex};
 use serde_json::Value;
 
@@ -323,6 +324,16 @@ impl Session {
                 built().map(info).collect::<Vec<_>>().to_value()
             }
             Command::QueryQmpSchema => schema::schema().to_value(),
+            Command::QueryChardevBackends => {
+                let info = |name: &&str| ChardevBackendInfo {
+                    name: (*name).to_owned(),
+                };
+                ChardevBackend::KINDS
+                    .iter()
+                    .map(info)
+                    .collect::<Vec<_>>()
+                    .to_value()
+            }
             Command::QueryChardev => self.inner.list_chardevs().to_value(),
             Command::Getfd(name) => self.get_fd(name)?.to_value(),
             Command::Closefd(FdName { fdname }) => {
