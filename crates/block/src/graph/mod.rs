@@ -173,6 +173,12 @@ impl Graph {
         Ok(users.iter().map(|u| u.name.to_string()).collect())
     }
 
+    /// Whether somebody drains the node or one below it, so that nobody can [attach](Graph::attach) to it; false if there is no such
+    /// node. It may be over, or begin, the next moment.
+    pub fn is_drained(&self, name: &str) -> bool {
+        self.0.lock().drains_of(name).next().is_some()
+    }
+
     /// Makes `user` a user of the node for as long as the attachment lives. Refused, with both named, if it conflicts
     /// with another user of the node, of one above or of one below ([`Kind::Busy`]); if another process holds the
     /// image ([`Kind::Busy`]); if it writes and the node cannot ([`Kind::ReadOnly`]); while the node is drained

@@ -118,6 +118,15 @@ impl Nodes {
         }
     }
 
+    /// Waits until nobody drains the node, who could not get a new user meanwhile: jobs do so for moments. Not for longer than a disk
+    /// that works may take.
+    pub(super) fn await_end_of_drains(&self, name: &str) {
+        let end = Instant::now() + PATIENCE;
+        while self.graph.is_drained(name) && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// [`Graph::drain`], but not for longer than a disk that works may take: the main thread waits here, and with it every
     /// other command. If it takes longer, everybody goes on.
     pub(super) fn drain(&self, name: &str) -> Result<Drained> {

@@ -149,6 +149,10 @@ impl Guest {
             drain: Some(Arc::downgrade(&hook) as Weak<dyn DrainHook>),
             follows: true,
         };
+        // A job that has just begun drains for a moment.
+        while graph.is_drained(name) {
+            std::thread::yield_now();
+        }
         let attachment = graph.attach(name, user).unwrap();
         let spawn = |n| IoThread::spawn(&format!("guest-{n}"), Config::default()).unwrap();
         let rings: Vec<_> = (0..threads).map(spawn).collect();
