@@ -305,7 +305,8 @@ impl State {
         for one in told {
             for drain in self.drains_of(&one.name) {
                 let mut held = drain.held.lock();
-                let known = held.iter().any(|brake| Arc::ptr_eq(brake, &one.brake));
+                let mut known = held.iter().chain(&drain.left_out);
+                let known = known.any(|brake| Arc::ptr_eq(brake, &one.brake));
                 if !known && one.brake.hold_too() {
                     held.push(Arc::clone(&one.brake));
                 }

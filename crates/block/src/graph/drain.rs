@@ -67,10 +67,10 @@ impl Brake {
         self.hook.as_ref()?.upgrade()
     }
 
-    /// Whether it is the brake of the user with this hook. Not under the graph's lock, as [`Brake::hook`].
+    /// Whether it is the brake of the user with this hook. Looks at addresses only, so it may be called under the graph's lock.
     fn is_of(&self, hook: &dyn DrainHook) -> bool {
-        self.hook()
-            .is_some_and(|own| std::ptr::addr_eq(Arc::as_ptr(&own), hook))
+        let own = self.hook.as_ref();
+        own.is_some_and(|own| std::ptr::addr_eq(own.as_ptr(), hook))
     }
 
     /// Whether some drain keeps the user stopped.
@@ -111,6 +111,8 @@ pub(super) struct Drain {
     /// The node that it is of. It concerns whoever stands there or above.
     pub(super) node: Arc<str>,
     pub(super) held: Held,
+    /// Who is never held by it: the user that it comes from, which lets go of it when it goes on itself.
+    pub(super) left_out: Vec<Arc<Brake>>,
 }
 
 /// Keeps the users of a node stopped; dropping it lets them go on.
@@ -155,18 +157,15 @@ impl Graph {
     /// cannot be stopped; then nobody is.
     pub async fn drain(&self, name: &str) -> Result<Drained> {
         // Those it found: who is put on the node from now on is held by whoever puts him there.
-        let (drain, nodes, brakes) = self.0.lock().drain_begins(name)?;
+        let (drain, nodes, brakes) = self.0.lock().drain_begins(name, |_| false)?;
         self.stop(drain, &nodes, &brakes).await
     }
 
     /// [`Graph::drain`] of another node, for a user that is being drained and has stopped, but for what those write to its node
     /// who use that one: the user itself is left out, wherever it is. Called by its hook.
     pub async fn drain_along(&self, name: &str, hook: &dyn DrainHook) -> Result<Drained> {
-        let (drain, nodes, brakes) = self.0.lock().drain_begins(name)?;
-        let (left_out, brakes): (Vec<_>, Vec<_>) =
-            brakes.into_iter().partition(|brake| brake.is_of(hook));
-        let is_left_out = |brake: &Arc<Brake>| left_out.iter().any(|one| Arc::ptr_eq(one, brake));
-        drain.held.lock().retain(|brake| !is_left_out(brake));
+        let is_left_out = |brake: &Brake| brake.is_of(hook);
+        let (drain, nodes, brakes) = self.0.lock().drain_begins(name, is_left_out)?;
         self.stop(drain, &nodes, &brakes).await
     }
 

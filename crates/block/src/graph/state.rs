@@ -426,6 +426,7 @@ impl State {
     pub(super) fn drain_begins(
         &mut self,
         name: &str,
+        is_left_out: impl Fn(&Brake) -> bool,
     ) -> Result<(Drain, Vec<String>, Vec<Arc<Brake>>)> {
         let index = self.find(name)?;
         let (mut brakes, mut nodes) = (Vec::new(), Vec::new());
@@ -434,11 +435,14 @@ impl State {
             nodes.push(entry.name.to_string());
             brakes.extend(entry.users.iter().map(|u| Arc::clone(&u.brake)));
         }
+        let (left_out, brakes): (Vec<_>, Vec<_>) =
+            brakes.into_iter().partition(|brake| is_left_out(brake));
         self.next_drain += 1;
         let drain = Drain {
             id: self.next_drain,
             node: Arc::clone(&self.entries[index].name),
             held: Arc::new(Mutex::new(brakes.clone())),
+            left_out,
         };
         self.drains.push(drain.clone());
         Ok((drain, nodes, brakes))
