@@ -98,3 +98,34 @@ fn a_chain_is_known_by_the_names_that_its_images_have_for_each_other() {
         daemon.stop();
     });
 }
+
+#[test]
+fn a_commit_reaches_a_raw_base_that_was_opened_for_reading() {
+    once(|bed| {
+        std::fs::write(bed.path("base"), vec![0; 16 << 20]).unwrap();
+        create(bed, "top", &["-b", "base", "-F", "raw"]);
+        let write = Tool::new("qemu-io").args(["-c", "write -q -P 7 1M 64k"]);
+        write.arg(bed.path("top")).run();
+        let (daemon, mut qmp) = start(bed);
+        let base = json!({
+            "driver": "raw",
+            "node-name": "base",
+            "read-only": true,
+            "file": {"driver": "file", "filename": bed.path("base"), "read-only": true},
+        });
+        qmp.run("blockdev-add", base);
+        let mut top = image(bed, "top", "t");
+        top["backing"] = "base".into();
+        qmp.run("blockdev-add", top);
+        qmp.run("block-commit", json!({"job-id": "c", "device": "t"}));
+        qmp.event("BLOCK_JOB_READY");
+        qmp.run("job-complete", json!({"id": "c"}));
+        qmp.event("BLOCK_JOB_COMPLETED");
+        daemon.stop();
+        let bytes = std::fs::read(bed.path("base")).unwrap();
+        let (before, rest) = bytes.split_at(1 << 20);
+        let (there, behind) = rest.split_at(64 << 10);
+        assert!(there.iter().all(|&byte| byte == 7));
+        assert!([before, behind].concat().iter().all(|&byte| byte == 0));
+    });
+}

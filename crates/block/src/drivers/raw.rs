@@ -56,6 +56,11 @@ pub fn open_raw(child: Arc<dyn Node>, config: &RawConfig) -> Result<Arc<RawNode>
 }
 
 impl RawNode {
+    /// What it was opened with.
+    pub fn config(&self) -> &RawConfig {
+        &self.config
+    }
+
     /// The offset in the child, if the range is ours.
     fn shifted(&self, offset: u64, len: u64) -> Result<u64> {
         check_range(self.size(), offset, len)?;

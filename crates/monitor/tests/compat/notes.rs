@@ -20,6 +20,7 @@ In general:
 * Jobs put no nodes into the graph that others can see. Dirty bitmaps are kept in memory.
 * A file named `/dev/fdset/N` is a descriptor that a client has handed over with `add-fd`. It is opened with the access of the node:
   the set needs one that was opened for reading and writing, or for reading with `read-only=on`.
+  When the last client has gone, sets that no node was opened by are closed.
 * There is no `SHUTDOWN` event: QEMU's storage daemon has none either.
 ";
 
@@ -192,5 +193,38 @@ pub const NOTES: &[(&str, &str)] = &[
         "block-set-write-threshold",
         "refused for what stands right below a qcow2 image and is no file or host device, and for a file that the kernel writes by \
          itself (`passthrough`)",
+    ),
+    (
+        "query-block-jobs",
+        "a mirror's `actively-synced` is left out",
+    ),
+    (
+        "query-named-block-nodes",
+        "`children`, `image.limits` and `format-specific` of files are left out; a filter's `file` is the name of the file below",
+    ),
+    (
+        "block_resize",
+        "lets the file below a raw node in use be resized as well, which QEMU refuses",
+    ),
+    (
+        "blockdev-snapshot",
+        "also of a node in the middle of a chain, which QEMU refuses",
+    ),
+    (
+        "blockdev-reopen",
+        "`backing` may be left out if there is one; a file that is opened for reading only takes the idle image above it along, \
+         which QEMU refuses",
+    ),
+    (
+        "BLOCK_EXPORT_DELETED",
+        "also comes at once for an export whose mount was taken away from outside, which `block-export-del` does not find any more then",
+    ),
+    (
+        "JOB_STATUS_CHANGE",
+        "the last one, to `null`, is not sent for jobs that `quit` ends, and none at all for the jobs of a transaction that fails",
+    ),
+    (
+        "block-dirty-bitmap-add",
+        "what a disk grows by counts as written; QEMU takes it for clean",
     ),
 ];

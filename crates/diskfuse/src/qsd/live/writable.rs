@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use diskfuse_block::drivers::{FileConfig, FileNode};
+use diskfuse_block::drivers::{FileConfig, FileNode, RawConfig, RawNode, open_raw};
 use diskfuse_block::graph::{Change, ChildRole};
 use diskfuse_block::{Node, downcast};
 use diskfuse_qcow2::node::{Anew, Children, Qcow2Config, Qcow2Node};
@@ -28,10 +28,11 @@ impl Opened {
 
 /// Opens the node for writing, and the file that it stands on. `None`: it is open for writing already.
 pub fn make(nodes: &Nodes, name: &str) -> Result<Option<Opened>> {
-    if !find(nodes, name)?.read_only() {
+    let there = find(nodes, name)?;
+    if !there.read_only() {
         return Ok(None);
     }
-    let file = file_of(nodes, name)?;
+    let file = below(nodes, name, &*there)?;
     let file = match file {
         Some(file) if nodes.graph.bare(&file)?.read_only() => Some(file),
         _ => None,
@@ -61,11 +62,21 @@ pub fn undo(nodes: &Nodes, opened: &Opened) {
 }
 
 fn file_of(nodes: &Nodes, name: &str) -> Result<Option<String>> {
+    child(nodes, name, ChildRole::File)
+}
+
+/// What a node stands on that is written when the node is: an image's file, or what a raw node is a part of.
+fn below(nodes: &Nodes, name: &str, node: &dyn Node) -> Result<Option<String>> {
+    match downcast::<RawNode>(node) {
+        Some(_) => child(nodes, name, ChildRole::Filtered),
+        None => file_of(nodes, name),
+    }
+}
+
+fn child(nodes: &Nodes, name: &str, of: ChildRole) -> Result<Option<String>> {
     let edges = nodes.graph.edges(name)?;
-    let mut files = edges
-        .into_iter()
-        .filter(|(role, _)| *role == ChildRole::File);
-    Ok(files.next().map(|(_, file)| file))
+    let mut fitting = edges.into_iter().filter(|(role, _)| *role == of);
+    Ok(fitting.next().map(|(_, child)| child))
 }
 
 fn set(nodes: &Nodes, what: &Opened, read_only: bool) -> Result<()> {
@@ -75,7 +86,8 @@ fn set(nodes: &Nodes, what: &Opened, read_only: bool) -> Result<()> {
         return Ok(());
     }
     let is_image = downcast::<Qcow2Node>(&*there).is_some();
-    if read_only && !is_image && downcast::<FileNode>(&*there).is_none() {
+    let is_file = downcast::<FileNode>(&*there).is_some();
+    if read_only && !is_image && !is_file && what.file.is_none() {
         // A filter holds nothing of its own.
         return Ok(());
     }
@@ -83,7 +95,7 @@ fn set(nodes: &Nodes, what: &Opened, read_only: bool) -> Result<()> {
         // Most of it before anybody has to wait.
         nodes.run(there.flush())??;
     }
-    let file = file_of(nodes, name)?;
+    let file = below(nodes, name, &*there)?;
     let _drained = nodes.drain(file.as_ref().unwrap_or(name))?;
     // Nobody comes from here on.
     if read_only && graph.is_written(name)? {
@@ -104,10 +116,21 @@ fn set(nodes: &Nodes, what: &Opened, read_only: bool) -> Result<()> {
     };
     // From here on, whatever goes wrong, the image goes on as it was.
     let mut anew = None;
-    let with: Arc<dyn Node> = match (downcast::<Qcow2Node>(&*there), file) {
-        (Some(image), Some(file)) => anew
+    let with: Arc<dyn Node> = match (
+        downcast::<Qcow2Node>(&*there),
+        downcast::<RawNode>(&*there),
+        file,
+    ) {
+        (Some(image), _, Some(file)) => anew
             .insert(open_again(nodes, image, file, read_only)?)
             .node(),
+        (_, Some(raw), Some(file)) => {
+            let config = RawConfig {
+                read_only,
+                ..*raw.config()
+            };
+            open_raw(file, &config)?
+        }
         _ => reopen_file(name, &*there, read_only)?,
     };
     if with.read_only() != read_only {

@@ -17,7 +17,14 @@ const FOLDER: &str = "/dev/fdset/";
 
 /// Sets of descriptors of the same file, opened in different ways. Clones are the same sets.
 #[derive(Clone, Default)]
-pub struct FdSets(Arc<Mutex<BTreeMap<i64, Vec<Member>>>>);
+pub struct FdSets(Arc<Mutex<BTreeMap<i64, Set>>>);
+
+#[derive(Default)]
+struct Set {
+    members: Vec<Member>,
+    /// Shared with whoever has opened a file by the set, and may want to open it in another way later.
+    in_use: Arc<()>,
+}
 
 struct Member {
     fd: OwnedFd,
@@ -28,16 +35,18 @@ impl FdSets {
     /// A descriptor of its own for whoever opens `/dev/fdset/N` for this access: a duplicate of the first one of the set
     /// that was opened for it. `ENOENT`: no such set; `EACCES`: none that fits.
     ///
-    /// It shares its offset and its locks with the one in the set, as every duplicate does.
-    fn open(&self, set: i64, access: OFlags) -> std::io::Result<OwnedFd> {
+    /// It shares its offset and its locks with the one in the set, as every duplicate does. The set is kept for as long as what is
+    /// returned with it.
+    fn open(&self, set: i64, access: OFlags) -> std::io::Result<(OwnedFd, Arc<()>)> {
         let sets = self.0.lock();
         let fits = |member: &&Member| {
             let flags = rustix::fs::fcntl_getfl(&member.fd);
             flags.is_ok_and(|flags| flags & OFlags::RWMODE == access & OFlags::RWMODE)
         };
-        let members = sets.get(&set).ok_or(Errno::NOENT)?;
-        let member = members.iter().find(fits).ok_or(Errno::ACCESS)?;
-        Ok(rustix::io::fcntl_dupfd_cloexec(&member.fd, 0)?)
+        let set = sets.get(&set).ok_or(Errno::NOENT)?;
+        let member = set.members.iter().find(fits).ok_or(Errno::ACCESS)?;
+        let fd = rustix::io::fcntl_dupfd_cloexec(&member.fd, 0)?;
+        Ok((fd, Arc::clone(&set.in_use)))
     }
 
     /// The number of the set that a path names, if it names one.
@@ -49,12 +58,15 @@ impl FdSets {
     pub fn opener(&self, path: &Path) -> Option<Opener> {
         let set = Self::number(path)?;
         let sets = self.clone();
+        let used = Mutex::new(None);
         Some(Opener::new(move |writable| {
             let access = match writable {
                 true => OFlags::RDWR,
                 false => OFlags::RDONLY,
             };
-            sets.open(set, access)
+            let (fd, in_use) = sets.open(set, access)?;
+            *used.lock() = Some(in_use);
+            Ok(fd)
         }))
     }
 
@@ -76,7 +88,8 @@ impl FdSets {
         };
         let number = i64::from(fd.as_raw_fd());
         let opaque = arguments.opaque;
-        sets.entry(set).or_default().push(Member { fd, opaque });
+        let members = &mut sets.entry(set).or_default().members;
+        members.push(Member { fd, opaque });
         Ok(AddfdInfo {
             fdset_id: set,
             fd: number,
@@ -95,7 +108,7 @@ impl FdSets {
             ))
         };
         let mut sets = self.0.lock();
-        let members = sets.get_mut(&set).ok_or_else(missing)?;
+        let members = &mut sets.get_mut(&set).ok_or_else(missing)?.members;
         if let Some(number) = arguments.fd {
             let is_it = |member: &Member| i64::from(member.fd.as_raw_fd()) == number;
             let place = members.iter().position(is_it).ok_or_else(missing)?;
@@ -112,9 +125,10 @@ impl FdSets {
     /// `query-fdsets`
     pub fn list(&self) -> Vec<FdsetInfo> {
         let sets = self.0.lock();
-        let info = |(set, members): (&i64, &Vec<Member>)| FdsetInfo {
-            fdset_id: *set,
-            fds: members
+        let info = |(id, set): (&i64, &Set)| FdsetInfo {
+            fdset_id: *id,
+            fds: set
+                .members
                 .iter()
                 .map(|member| FdsetFdInfo {
                     fd: i64::from(member.fd.as_raw_fd()),
@@ -125,10 +139,10 @@ impl FdSets {
         sets.iter().map(info).collect()
     }
 
-    /// Closes all of them: no client is left who could use them.
+    /// Closes those by which nothing is open: no client is left who could use them.
     pub fn clear(&self) {
-        let gone = std::mem::take(&mut *self.0.lock());
-        drop(gone);
+        let mut sets = self.0.lock();
+        sets.retain(|_, set| Arc::strong_count(&set.in_use) > 1);
     }
 }
 
@@ -136,6 +150,8 @@ impl FdSets {
 mod tests {
     use std::fs::File;
     use std::io::ErrorKind;
+
+    use diskfuse_block::drivers::{FileConfig, open_file};
 
     use super::*;
 
@@ -169,6 +185,27 @@ mod tests {
                 added.fdset_id
             )
         );
+        // What a node was opened by stays, though its client has gone.
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let fd = File::open(file.path()).unwrap().into();
+        let arguments = AddFd {
+            fdset_id: Some(3),
+            opaque: None,
+        };
+        sets.add(fd, arguments).unwrap();
+        let path = Path::new("/dev/fdset/3");
+        let node = open_file(&FileConfig {
+            filename: path.to_owned(),
+            opener: sets.opener(path),
+            read_only: true,
+            ..FileConfig::default()
+        });
+        let node = node.unwrap();
+        sets.clear();
+        assert_eq!(sets.list().len(), 1);
+        drop(node);
+        sets.clear();
+        assert!(sets.list().is_empty());
         assert_eq!(FdSets::number(Path::new("/dev/fdset/12")), Some(12));
         assert_eq!(FdSets::number(Path::new("/dev/sda")), None);
     }
