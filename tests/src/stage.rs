@@ -71,6 +71,15 @@ impl<'b> Stage<'b> {
         Qmp::connect(&self.bed.path("d"))
     }
 
+    /// What is said of a node.
+    #[track_caller]
+    pub fn node(&mut self, name: &str) -> Value {
+        let all = self.run("query-named-block-nodes", json!({}));
+        let mut all = all.as_array().expect("a list").iter();
+        let found = all.find(|node| node["node-name"] == name);
+        found.expect("the node is there").clone()
+    }
+
     /// A command that must succeed.
     #[track_caller]
     pub fn run(&mut self, command: &str, arguments: Value) -> Value {

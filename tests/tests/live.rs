@@ -10,20 +10,12 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use diskfuse_e2e::{
-    Stage, Tool, as_raw, check_background, check_image, everywhere, mounts, once, pattern, process,
+    Stage, Tool, check_background, check_image, everywhere, mounts, once, pattern, process,
 };
 use serde_json::{Value, json};
 
 fn len(path: &Path) -> u64 {
     std::fs::metadata(path).unwrap().len()
-}
-
-/// What is said of a node.
-fn node(stage: &mut Stage<'_>, name: &str) -> Value {
-    let all = stage.run("query-named-block-nodes", json!({}));
-    let mut all = all.as_array().unwrap().iter();
-    let found = all.find(|node| node["node-name"] == name);
-    found.expect("the node is there").clone()
 }
 
 #[test]
@@ -170,7 +162,7 @@ fn nodes_are_opened_anew_or_stay_as_they_are() {
             stage.run("blockdev-reopen", json!({"options": options}));
             stage.pause_was_short(&writers, "blockdev-reopen");
         }
-        let before = (node(&mut stage, "disk"), node(&mut stage, "disk-file"));
+        let before = (stage.node("disk"), stage.node("disk-file"));
         let mut other = file(false, "unmap");
         other["filename"] = json!(bed.path("other"));
         let mut raw = image(&[]);
@@ -196,7 +188,7 @@ fn nodes_are_opened_anew_or_stay_as_they_are() {
         ] {
             stage.refused("blockdev-reopen", json!({"options": options}), words);
             stage.pause_was_short(&writers, "blockdev-reopen, refused");
-            let after = (node(&mut stage, "disk"), node(&mut stage, "disk-file"));
+            let after = (stage.node("disk"), stage.node("disk-file"));
             assert_eq!(after, before, "{options}");
         }
         stage.finish(writers, "disk", &disk, "qcow2");
@@ -252,7 +244,7 @@ fn bitmaps_count_what_is_written() {
         let add = |name: &str| json!({"node": "disk", "name": name, "granularity": 65536});
         let which = |name: &str| json!({"node": "disk", "name": name});
         let count = |stage: &mut Stage<'_>, name: &str| {
-            let node = node(stage, "disk");
+            let node = stage.node("disk");
             let bitmaps = node["dirty-bitmaps"].as_array().unwrap().clone();
             let bitmap = bitmaps.into_iter().find(|bitmap| bitmap["name"] == name);
             bitmap.expect("the bitmap is there")["count"]
@@ -293,7 +285,7 @@ fn bitmaps_count_what_is_written() {
         }
         stage.run("block-dirty-bitmap-remove", which("a"));
         stage.run("block-dirty-bitmap-remove", which("b"));
-        assert_eq!(node(&mut stage, "disk").get("dirty-bitmaps"), None);
+        assert_eq!(stage.node("disk").get("dirty-bitmaps"), None);
         stage.run("block-export-del", json!({"id": "disk", "mode": "hard"}));
         stage.qmp.event("BLOCK_EXPORT_DELETED");
         stage.stop();
@@ -314,7 +306,7 @@ fn transactions_are_carried_out_whole_or_not_at_all() {
         stage.run("block-dirty-bitmap-add", bitmap.clone());
         writers.go_on(20);
         let counted =
-            |stage: &mut Stage<'_>| node(stage, "disk")["dirty-bitmaps"][0]["count"].as_u64();
+            |stage: &mut Stage<'_>| stage.node("disk")["dirty-bitmaps"][0]["count"].as_u64();
         let dirty = counted(&mut stage);
         assert!(dirty > Some(0));
         let snapshot =
@@ -335,7 +327,7 @@ fn transactions_are_carried_out_whole_or_not_at_all() {
             stage.run("query-block-exports", json!({}))[0]["node-name"],
             "disk"
         );
-        let there = node(&mut stage, "disk");
+        let there = stage.node("disk");
         assert_eq!(there["dirty-bitmaps"].as_array().unwrap().len(), 1);
         assert!(counted(&mut stage) >= dirty);
         assert!(there["image"].get("snapshots").is_none(), "{there}");
@@ -350,7 +342,7 @@ fn transactions_are_carried_out_whole_or_not_at_all() {
             stage.run("query-block-exports", json!({}))[0]["node-name"],
             "top"
         );
-        let there = node(&mut stage, "disk");
+        let there = stage.node("disk");
         assert_eq!(there["image"]["snapshots"][0]["name"], "s");
         // Nothing has been written below since.
         assert_eq!(counted(&mut stage), Some(0));
@@ -509,113 +501,5 @@ fn limits_of_a_group_change_while_they_are_in_force() {
             "object 'g' is in use, can not be deleted",
         );
         stage.finish(writers, "slow", &disk, "raw");
-    });
-}
-
-#[test]
-fn a_snapshot_whose_image_is_made_for_it() {
-    everywhere(|bed| {
-        let mut stage = Stage::start(bed);
-        let disk = stage.add_qcow2("disk");
-        let mountpoint = stage.export("disk");
-        stage.fill(&mountpoint);
-        let writers = stage.load(&mountpoint);
-        let top = bed.path("top");
-        let snapshot = |overlay: &str, file: &Path| json!({"node-name": "disk", "snapshot-file": file, "snapshot-node-name": overlay});
-        let command = "blockdev-snapshot-sync";
-        let mut nameless = snapshot("top", &top);
-        nameless
-            .as_object_mut()
-            .unwrap()
-            .remove("snapshot-node-name");
-        stage.refused(command, nameless, "New overlay node-name missing");
-        let words = "New overlay node-name already in use";
-        stage.refused(command, snapshot("disk-file", &top), words);
-        stage.refused(
-            command,
-            snapshot("top", &disk),
-            "in use by node 'disk-file'",
-        );
-        let raw = json!({"node-name": "disk", "snapshot-file": top, "snapshot-node-name": "top", "format": "raw"});
-        let words = "Backing file not supported for file format 'raw'";
-        stage.refused(command, raw, words);
-        let nil = json!({"node-name": "nil", "snapshot-file": top, "snapshot-node-name": "top"});
-        stage.refused(command, nil, "Cannot find device='nil' nor node-name='nil'");
-        assert!(!top.exists(), "what was refused left an image");
-
-        let from = writers.acknowledged();
-        stage.run(command, snapshot("top", &top));
-        let to = writers.acknowledged();
-        stage.pause_was_short(&writers, command);
-        let said = Tool::new("qemu-img")
-            .args(["info", "-U", "--output=json"])
-            .arg(&top)
-            .run();
-        let said: Value = serde_json::from_str(&said.stdout).unwrap();
-        assert_eq!(said["backing-filename"], json!(disk));
-        assert_eq!(said["backing-filename-format"], "qcow2");
-        // One that is there already, with what it is to stand on in its header.
-        let second = bed.path("second");
-        Tool::new("qemu-img")
-            .args(["create", "-q", "-f", "qcow2", "-F", "qcow2", "-u", "-b"])
-            .args([&top, &second])
-            .arg(Stage::SIZE.to_string())
-            .run();
-        let mut existing = snapshot("second", &second);
-        existing["node-name"] = json!("top");
-        existing["mode"] = json!("existing");
-        stage.run(command, existing);
-        stage.pause_was_short(&writers, "blockdev-snapshot-sync, existing");
-        let writers = stage.finish(writers, "disk", &second, "qcow2");
-        writers.check_moment(&as_raw(bed, &disk, "qcow2"), &from, &to);
-        for image in [&top, &second] {
-            std::fs::remove_file(image).unwrap();
-        }
-    });
-}
-
-#[test]
-fn images_made_for_snapshots_go_with_a_transaction_that_fails() {
-    once(|bed| {
-        let mut stage = Stage::start(bed);
-        let disk = stage.add_raw("disk");
-        let mountpoint = stage.export("disk");
-        stage.fill(&mountpoint);
-        let writers = stage.load(&mountpoint);
-        let top = bed.path("top");
-        let action = json!({
-            "type": "blockdev-snapshot-sync",
-            "data": {"node-name": "disk", "snapshot-file": top, "snapshot-node-name": "top"},
-        });
-        let abort = json!({"type": "abort", "data": {}});
-        let actions = json!({"actions": [action, abort]});
-        stage.refused(
-            "transaction",
-            actions,
-            "Transaction aborted using Abort action",
-        );
-        assert!(
-            !top.exists(),
-            "the image of a snapshot that was taken back is still there"
-        );
-        let nodes = stage.run("query-named-block-nodes", json!({}));
-        let mut nodes = nodes.as_array().unwrap().iter();
-        assert!(nodes.all(|node| node["node-name"] != "top"));
-        let bitmap =
-            json!({"type": "block-dirty-bitmap-add", "data": {"node": "disk", "name": "b"}});
-        stage.run("transaction", json!({"actions": [bitmap, action]}));
-        stage.pause_was_short(&writers, "a transaction with blockdev-snapshot-sync");
-        assert_eq!(
-            node(&mut stage, "top")["image"]["backing-image"]["format"],
-            "file"
-        );
-        stage.finish(writers, "disk", &top, "qcow2");
-        let said = Tool::new("qemu-img")
-            .args(["info", "--output=json"])
-            .arg(&top)
-            .run();
-        let said: Value = serde_json::from_str(&said.stdout).unwrap();
-        assert_eq!(said["backing-filename"], json!(disk));
-        assert_eq!(said["backing-filename-format"], "raw");
     });
 }

@@ -6,7 +6,6 @@ mod support;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
-use std::time::Duration;
 
 use diskfuse_block::bitmap::Recorder;
 use diskfuse_block::drivers::{ThrottleGroup, ThrottleLimits, open_throttle};
@@ -15,31 +14,13 @@ use diskfuse_block::{DirtyBitmap, Resize, Zeroes};
 use diskfuse_jobs::{
     BackupConfig, BackupSync, BitmapMode, Job, JobConfig, OnCbwError, OnError, Status, backup,
 };
-use diskfuse_ring::sleep;
 use support::faulty::Faulty;
 use support::guest::Guest;
 use support::rng::Rng;
-use support::{KIB, Lab, MIB, assert_same, cases, must, open_raw_file, reaches, run};
-
-/// Begins while the guest stands still; returns what there was then.
-async fn begin(lab: &Lab, guest: &Guest, config: BackupConfig) -> (Arc<Job>, Vec<u8>) {
-    let mut start = backup(&lab.jobs, &lab.graph, config).unwrap();
-    let mut drained = Vec::new();
-    for node in start.nodes() {
-        drained.push(lab.graph.drain(node).await.unwrap());
-    }
-    lab.graph.change(&start.changes()).unwrap();
-    let model = guest.model();
-    (start.launch(&lab.jobs).unwrap(), model)
-}
-
-/// Waits until the guest has done some more.
-async fn busy(guest: &Guest, operations: u64) {
-    let until = guest.operations() + operations;
-    while guest.operations() < until {
-        sleep(Duration::from_millis(1)).await;
-    }
-}
+use support::{
+    KIB, Lab, MIB, assert_same, begin_backup as begin, busy, cases, must, open_raw_file, reaches,
+    run,
+};
 
 /// A disk with data and holes.
 async fn source(lab: &Lab, rng: &mut Rng, size: u64) -> Vec<u8> {

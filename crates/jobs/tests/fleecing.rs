@@ -17,43 +17,16 @@ use diskfuse_ring::{sleep, spawn};
 use support::faulty::Faulty;
 use support::guest::Guest;
 use support::rng::Rng;
-use support::{KIB, Lab, MIB, assert_same, cases, open_raw_file, reaches, read, run};
-
-/// Waits until the guest has done some more.
-async fn busy(guest: &Guest, operations: u64) {
-    let until = guest.operations() + operations;
-    while guest.operations() < until {
-        sleep(Duration::from_millis(1)).await;
-    }
-}
-
-async fn scatter(lab: &Lab, rng: &mut Rng, name: &str, size: u64) {
-    for _ in 0..12 {
-        let len = rng.length(512, size / 8);
-        let at = rng.below((size - len) / 512 + 1) * 512;
-        let mut bytes = vec![0; len as usize];
-        rng.fill(&mut bytes);
-        lab.fill(name, at, &bytes).await;
-    }
-}
+use support::{
+    KIB, Lab, MIB, assert_same, begin_backup as begin, busy, cases, open_raw_file, reaches, read,
+    run, scatter,
+};
 
 fn fleecing(sync: BackupSync) -> BackupConfig {
     BackupConfig {
         sync,
         ..BackupConfig::new(JobConfig::new("f"), "src", "dst")
     }
-}
-
-/// Begins while the guest stands still; returns what there was then.
-async fn begin(lab: &Lab, guest: &Guest, config: BackupConfig) -> (Arc<Job>, Vec<u8>) {
-    let mut start = backup(&lab.jobs, &lab.graph, config).unwrap();
-    let mut drained = Vec::new();
-    for node in start.nodes() {
-        drained.push(lab.graph.drain(node).await.unwrap());
-    }
-    lab.graph.change(&start.changes()).unwrap();
-    let model = guest.model();
-    (start.launch(&lab.jobs).unwrap(), model)
 }
 
 async fn cancel(job: &Job) {

@@ -6,43 +6,14 @@
 mod common;
 
 use std::process::Command;
-use std::sync::Arc;
 
 use common::disk::{Disk, Manners};
 use common::log::{Op, Recorder};
+use common::made::{filled, image, open};
 use common::run::on_ring;
 use diskfuse_block::{Node, Resize, Zeroes, io};
-use diskfuse_qcow2::node::{Children, Qcow2Config, Qcow2Node};
-use diskfuse_ring::{Buf, spawn, yield_now};
-
-/// An image as `qemu-img` makes it; its bytes.
-fn image(options: &str, size: &str) -> Vec<u8> {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("i");
-    let made = Command::new("qemu-img")
-        .args(["create", "-q", "-f", "qcow2", "-o", options])
-        .arg(&path)
-        .arg(size)
-        .status();
-    let made = made.expect("qemu-img cannot be run: install qemu-utils");
-    assert!(made.success());
-    std::fs::read(&path).unwrap()
-}
-
-async fn open(file: Arc<Disk>, config: &Qcow2Config) -> Arc<Qcow2Node> {
-    let children = Children {
-        file,
-        data_file: None,
-        backing: None,
-    };
-    Qcow2Node::open(children, config).await.unwrap()
-}
-
-fn filled(len: u64, byte: u8) -> Buf {
-    let mut buf = Buf::new(len as usize).unwrap();
-    buf.as_mut_slice().fill(byte);
-    buf
-}
+use diskfuse_qcow2::node::Qcow2Config;
+use diskfuse_ring::{spawn, yield_now};
 
 /// The L1 table of the larger disk needs a place behind everything, planned before the file is long enough. Meanwhile others
 /// need a refcount block at the same place.

@@ -5,45 +5,14 @@
 
 mod common;
 
-use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::disk::Disk;
 use common::log::Op;
+use common::made::{filled, image, open};
 use common::run::on_ring;
 use diskfuse_block::{Node, Resize, io};
-use diskfuse_qcow2::node::{Children, Qcow2Config, Qcow2Node};
-use diskfuse_ring::Buf;
-
-/// An image as `qemu-img` makes it; its bytes.
-fn image(options: &str, size: &str) -> Vec<u8> {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("i");
-    let made = Command::new("qemu-img")
-        .args(["create", "-q", "-f", "qcow2", "-o", options])
-        .arg(&path)
-        .arg(size)
-        .status();
-    let made = made.expect("qemu-img cannot be run: install qemu-utils");
-    assert!(made.success());
-    std::fs::read(&path).unwrap()
-}
-
-async fn open(file: Arc<Disk>, config: &Qcow2Config) -> Arc<Qcow2Node> {
-    let children = Children {
-        file,
-        data_file: None,
-        backing: None,
-    };
-    Qcow2Node::open(children, config).await.unwrap()
-}
-
-fn filled(len: u64, byte: u8) -> Buf {
-    let mut buf = Buf::new(len as usize).unwrap();
-    buf.as_mut_slice().fill(byte);
-    buf
-}
+use diskfuse_qcow2::node::Qcow2Config;
 
 /// Tries to resize a disk of 16 MiB, and then writes at 12 MiB.
 fn resized_in_vain(size: u64) {

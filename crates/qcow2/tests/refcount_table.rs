@@ -4,32 +4,18 @@
 
 mod common;
 
-use std::process::Command;
 use std::sync::Arc;
 
 use common::disk::{Disk, Manners};
 use common::log::{Op, Recorder};
+use common::made::{filled, image, open as open_node};
 use common::run::on_ring;
 use diskfuse_block::Node;
 use diskfuse_qcow2::check::{Repair, check};
 use diskfuse_qcow2::format::Header;
 use diskfuse_qcow2::meta::{ActiveTable, Meta};
-use diskfuse_qcow2::node::{Children, Qcow2Config, Qcow2Node};
-use diskfuse_ring::{Buf, spawn, yield_now};
-
-/// An image as `qemu-img` makes it; its bytes.
-fn image(options: &str, size: &str) -> Vec<u8> {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("i");
-    let made = Command::new("qemu-img")
-        .args(["create", "-q", "-f", "qcow2", "-o", options])
-        .arg(&path)
-        .arg(size)
-        .status();
-    let made = made.expect("qemu-img cannot be run: install qemu-utils");
-    assert!(made.success());
-    std::fs::read(&path).unwrap()
-}
+use diskfuse_qcow2::node::Qcow2Config;
+use diskfuse_ring::{spawn, yield_now};
 
 const PATIENT: Manners = Manners {
     patience: 3,
@@ -185,16 +171,9 @@ fn more_refcount_blocks_than_are_kept_cost_few_commits() {
                 refcount_cache_size: Some(1),
                 ..Qcow2Config::default()
             };
-            let children = Children {
-                file,
-                data_file: None,
-                backing: None,
-            };
-            let node = Qcow2Node::open(children, &config).await.unwrap();
+            let node = open_node(file, &config).await;
             for at in (0..7 << 20).step_by(32 << 10) {
-                let mut buf = Buf::new(32 << 10).unwrap();
-                buf.as_mut_slice().fill(1);
-                node.write(at, buf).await.0.unwrap();
+                node.write(at, filled(32 << 10, 1)).await.0.unwrap();
             }
             let flushes = {
                 let log = recorder.log();

@@ -150,7 +150,9 @@ impl Guest {
             follows: true,
         };
         // A job that has just begun drains for a moment.
+        let begun = std::time::Instant::now();
         while graph.is_drained(name) {
+            assert!(begun.elapsed() < super::LIMIT, "'{name}' stays drained");
             std::thread::yield_now();
         }
         let attachment = graph.attach(name, user).unwrap();

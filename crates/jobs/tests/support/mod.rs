@@ -19,9 +19,11 @@ use std::time::{Duration, Instant};
 use diskfuse_block::drivers::{Discard, FileConfig, open_file};
 use diskfuse_block::graph::ChildRole;
 use diskfuse_block::{Graph, Node, Result, io};
-use diskfuse_jobs::{Job, JobEvent, Jobs, Status};
+use diskfuse_jobs::{BackupConfig, Job, JobEvent, Jobs, MirrorConfig, Status, backup, mirror};
 use diskfuse_qcow2::node::{Children, Qcow2Config, Qcow2Node};
 use diskfuse_ring::{Buf, Config, Ring, sleep};
+use guest::Guest;
+use rng::Rng;
 
 pub const KIB: u64 = 1 << 10;
 pub const MIB: u64 = 1 << 20;
@@ -231,4 +233,41 @@ pub fn assert_same(ours: &[u8], theirs: &[u8], what: &str) {
         let (a, b) = (ours[at], theirs[at]);
         panic!("{what}: byte {at} ({at:#x}) is {a:#x} and should be {b:#x}");
     }
+}
+
+/// Waits until the guest has done some more.
+pub async fn busy(guest: &Guest, operations: u64) {
+    let until = guest.operations() + operations;
+    while guest.operations() < until {
+        sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// Random data at random places of a disk.
+pub async fn scatter(lab: &Lab, rng: &mut Rng, name: &str, size: u64) {
+    for _ in 0..12 {
+        let len = rng.length(512, size / 8);
+        let at = rng.below((size - len) / 512 + 1) * 512;
+        let mut bytes = vec![0; len as usize];
+        rng.fill(&mut bytes);
+        lab.fill(name, at, &bytes).await;
+    }
+}
+
+/// Begins a backup while the guest stands still; returns what there was then.
+pub async fn begin_backup(lab: &Lab, guest: &Guest, config: BackupConfig) -> (Arc<Job>, Vec<u8>) {
+    let mut start = backup(&lab.jobs, &lab.graph, config).unwrap();
+    let mut drained = Vec::new();
+    for node in start.nodes() {
+        drained.push(lab.graph.drain(node).await.unwrap());
+    }
+    lab.graph.change(&start.changes()).unwrap();
+    let model = guest.model();
+    (start.launch(&lab.jobs).unwrap(), model)
+}
+
+/// Begins a mirror.
+pub async fn begin_mirror(lab: &Lab, config: MirrorConfig) -> Arc<Job> {
+    let start = mirror(&lab.jobs, &lab.graph, config).unwrap();
+    start.begin(&lab.jobs).await.unwrap()
 }

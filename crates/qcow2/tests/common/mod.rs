@@ -9,6 +9,7 @@ pub mod cases;
 pub mod disk;
 pub mod guest;
 pub mod log;
+pub mod made;
 pub mod model;
 #[path = "../support/rng.rs"]
 pub mod rng;
