@@ -22,13 +22,13 @@ use super::tools::{text, try_qemu_img};
 const CHUNK: usize = 256 << 10;
 
 /// Longer than anything here takes.
-const LIMIT: std::time::Duration = std::time::Duration::from_secs(300);
+const RING_LIMIT: std::time::Duration = std::time::Duration::from_secs(300);
 
 /// Runs a future on a ring of its own.
 pub fn on_ring<F: Future>(future: F) -> F::Output {
     Ring::new(&Config::default()).unwrap().block_on(async {
         let mut future = std::pin::pin!(future);
-        let mut late = std::pin::pin!(diskfuse_ring::sleep(LIMIT));
+        let mut late = std::pin::pin!(diskfuse_ring::sleep(RING_LIMIT));
         std::future::poll_fn(|cx| {
             assert!(late.as_mut().poll(cx).is_pending(), "it takes too long");
             future.as_mut().poll(cx)
