@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
 
 use crate::jobs::Kind;
+use crate::monitor::Beside;
 use crate::people::Subject;
 use crate::plan::{Direction, Filter, Mode, Pattern, Rows, Target};
 
@@ -28,6 +29,8 @@ pub enum Task {
     Exports(Exports),
     /// Measure what backup, mirror, stream and commit cost a guest, paired with peers
     Jobs(Jobs),
+    /// Measure the monitor, paired with peers: its answers, and the time until an export that it adds can be read
+    Monitor(Monitor),
     /// Measure `diskfuse mount`: start, partitions beside the whole disk, the sandbox, many images in one process
     People(People),
     /// Serve a file that does nothing: the floor that `bench --floor` measures
@@ -181,6 +184,31 @@ pub struct Jobs {
     /// Size of the disk in MiB
     #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = value_parser!(u64).range(16..))]
     pub image_size: u64,
+    /// Rounds
+    #[arg(long, default_value_t = 3, value_parser = value_parser!(u32).range(1..))]
+    pub rounds: u32,
+}
+
+/// Options of `monitor`.
+#[derive(Debug, Args)]
+pub struct Monitor {
+    /// Who takes part
+    #[command(flatten)]
+    pub select: Select,
+    /// Only with these beside it
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "nobody,guests"
+    )]
+    pub beside: Vec<Beside>,
+    /// Number of threads that serve the export that the guests use
+    #[arg(long, default_value_t = 4, value_parser = value_parser!(u32).range(1..=64))]
+    pub iothreads: u32,
+    /// Answers, and exports added and removed, of one measurement
+    #[arg(long, default_value_t = 1000, value_parser = value_parser!(u32).range(10..))]
+    pub count: u32,
     /// Rounds
     #[arg(long, default_value_t = 3, value_parser = value_parser!(u32).range(1..))]
     pub rounds: u32,

@@ -1,5 +1,5 @@
 //! Tasks of the project, called as `cargo xtask TASK`: the benchmark against peers, the measurements of many exports, of
-//! jobs and of what people wait for, and the bare server that is the benchmark's floor. It runs programs and looks at them from outside; no crate of the product is
+//! jobs, of the monitor and of what people wait for, and the bare server that is the benchmark's floor. It runs programs and looks at them from outside; no crate of the product is
 //! linked in, so that it can measure any binary.
 
 // Counts become figures for people here; that a 64-bit count loses its last bits in a quotient is of no consequence.
@@ -12,13 +12,16 @@ mod contender;
 mod daemon;
 mod error;
 mod fio;
+mod guest;
 mod image;
 mod jobs;
 mod line_up;
 mod machine;
+mod monitor;
 mod mounts;
 mod people;
 mod plan;
+mod qmp;
 mod qsd11;
 mod report;
 mod run;
@@ -40,6 +43,7 @@ fn main() -> ExitCode {
         Task::Bench(options) => bench::run(options),
         Task::Exports(options) => scale::run(options),
         Task::Jobs(options) => jobs::run(options),
+        Task::Monitor(options) => monitor::run(options),
         Task::People(options) => people::run(options),
         Task::BareServer(options) => bare::run(options),
     });

@@ -3,8 +3,6 @@
 //! each round, with fresh images that none of them has made.
 
 mod chain;
-mod guest;
-mod qmp;
 mod table;
 
 use std::fs;
@@ -16,14 +14,14 @@ use crate::cli::Jobs;
 use crate::contender::{Contender, Role};
 use crate::daemon::{Daemon, Messages};
 use crate::error::{At, Error, Result};
+use crate::guest::{Guest, Latencies, Load};
 use crate::line_up;
 use crate::machine::Machine;
+use crate::qmp::Qmp;
 use crate::stats;
 pub use chain::Kind;
 
 use chain::Chain;
-use guest::{Guest, Latencies};
-use qmp::Qmp;
 
 /// How long the guest runs before the job begins; fio leaves that time out of its figures.
 const RAMP: Duration = Duration::from_secs(1);
@@ -31,6 +29,8 @@ const RAMP: Duration = Duration::from_secs(1);
 const ALONE: Duration = Duration::from_secs(5);
 /// How long a job may take.
 const LIMIT: Duration = Duration::from_secs(180);
+/// What the guest wants.
+const GUEST: Load = Load { jobs: 1, depth: 4 };
 /// The time between two questions to the monitor.
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -108,7 +108,7 @@ fn one(contender: &Contender, chain: &Chain, kind: Kind, round: u32, number: u64
     let (launch, monitor) = chain.launch(contender, kind, number)?;
     let point = launch.mountpoints[0].clone();
     let (mut daemon, _) = Daemon::start(launch, Messages::Drop)?;
-    let mut guest = Guest::start(&point, chain.size(), RAMP, chain.report())?;
+    let mut guest = Guest::start(&point, chain.size(), GUEST, RAMP, chain.report())?;
     let limit = RAMP + LIMIT + ALONE;
     let job = daemon.call("finish the job", limit, move |_| job(&monitor, kind))??;
     let (reads, writes) = guest.stop().map_err(|error| daemon.blame(error))?;

@@ -86,8 +86,8 @@ fn row(text: &mut String, runs: &[Run], kind: Kind, name: &str, to: Option<&str>
 
 #[cfg(test)]
 mod tests {
-    use super::super::guest::Latencies;
     use super::*;
+    use crate::guest::Latencies;
 
     fn run(contender: &str, peer: bool, round: u32, seconds: f64) -> Run {
         let side = Latencies {

@@ -1,4 +1,4 @@
-//! A guest that reads and writes a disk for as long as a job takes: fio, ended by a signal.
+//! A guest that reads and writes a disk for as long as somebody else is measured: fio, ended by a signal.
 
 use std::fs;
 use std::os::unix::process::CommandExt;
@@ -26,6 +26,15 @@ pub struct Latencies {
     pub max_ms: f64,
 }
 
+/// How much the guest wants at the same time.
+#[derive(Debug, Clone, Copy)]
+pub struct Load {
+    /// Processes.
+    pub jobs: u32,
+    /// Requests in flight of each of them.
+    pub depth: u32,
+}
+
 /// fio at work. Dropping it ends it.
 pub struct Guest {
     child: Child,
@@ -33,12 +42,20 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Starts it on `file`, which has `size` bytes: 4 KiB at random, half of them reads, four in flight, around the page cache.
+    /// Starts it on `file`, which has `size` bytes: 4 KiB at random, half of them reads, around the page cache.
     /// What it does in the first `ramp` is not counted; `report` is a file that may be overwritten.
-    pub fn start(file: &Path, size: u64, ramp: Duration, report: PathBuf) -> Result<Self> {
+    pub fn start(
+        file: &Path,
+        size: u64,
+        load: Load,
+        ramp: Duration,
+        report: PathBuf,
+    ) -> Result<Self> {
         let child = Command::new("fio")
             .args(["--name=guest", "--rw=randrw", "--bs=4k", "--direct=1"])
-            .args(["--ioengine=libaio", "--iodepth=4", "--norandommap"])
+            .args(["--ioengine=libaio", "--norandommap", "--group_reporting"])
+            .arg(format!("--iodepth={}", load.depth))
+            .arg(format!("--numjobs={}", load.jobs))
             .args(["--time_based", "--runtime=1h", "--allow_file_create=0"])
             .args(["--output-format=json", "--fallocate=none"])
             .arg(format!("--ramp_time={}ms", ramp.as_millis()))
