@@ -8,8 +8,8 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use diskfuse_e2e::{Bed, Daemon, Fio, everywhere, fio_report, once, pattern};
-use serde_json::json;
+use diskfuse_e2e::{Bed, Daemon, Fio, Qmp, Tool, everywhere, fio_report, once, pattern};
+use serde_json::{Value, json};
 
 const SIZE: usize = 1 << 20;
 
@@ -122,6 +122,120 @@ fn rules_may_stand_in_a_file() {
             wrong.stderr.contains("does not accept value 'nothing'"),
             "{wrong}"
         );
+    });
+}
+
+#[test]
+fn rules_that_are_too_many_to_read_are_refused_whole() {
+    once(|bed| {
+        let rules = bed.path("rules");
+        let rest = "#".repeat(1 << 20);
+        let text = format!("[inject-error]\nevent = \"read_aio\"\n{rest}\n[nonsense]\n");
+        std::fs::write(&rules, text).unwrap();
+        let config = rules.display();
+        let node = format!("blkdebug,node-name=bad,image.driver=null-co,config={config}");
+        let refused = bed.diskfuse(["qsd", "--blockdev", &node]);
+        assert!(refused.stderr.contains("more than 1 MiB"), "{refused}");
+    });
+}
+
+/// What an image says of its ranges.
+fn mapped(image: &Path) -> Vec<Value> {
+    let map = Tool::new("qemu-img").args(["map", "-U", "--output=json", "-f", "qcow2"]);
+    serde_json::from_str(&map.arg(image).run().stdout).unwrap()
+}
+
+/// Bytes of data that an image itself holds.
+fn held(image: &Path) -> u64 {
+    let ranges = mapped(image);
+    let held = ranges
+        .iter()
+        .filter(|range| range["depth"] == 0 && range["data"] == true);
+    held.map(|range| range["length"].as_u64().unwrap()).sum()
+}
+
+#[test]
+fn jobs_see_through_filters_what_the_image_below_holds() {
+    once(|bed| {
+        let (own, size) = (64 << 10, 16 << 20);
+        let base = bed.image("base", 4 << 20);
+        for kind in ["throttle", "blkdebug", "raw"] {
+            let (top, target) = (bed.path(kind), bed.path(&format!("{kind}-target")));
+            let qemu_img = |arguments: &[&str]| Tool::new("qemu-img").args(arguments).run();
+            let (top_name, base_name) = (top.to_str().unwrap(), base.to_str().unwrap());
+            let bytes = size.to_string();
+            let create = ["create", "-q", "-f", "qcow2", "-F", "raw", "-b", base_name];
+            qemu_img(&[&create[..], &[top_name, &bytes]].concat());
+            let write = ["-f", "qcow2", "-c", "write 1M 64k", top_name];
+            Tool::new("qemu-io").args(write).run();
+            let socket = bed.path(&format!("{kind}-qmp"));
+            let listen = format!("socket,id=c,path={},server=on,wait=off", socket.display());
+            let daemon = bed.qsd(&["--chardev", &listen, "--monitor", "c"], &[]);
+            let mut qmp = Qmp::connect(&socket);
+            qmp.run(
+                "object-add",
+                json!({"qom-type": "throttle-group", "id": "g"}),
+            );
+            let file = json!({"driver": "file", "filename": top});
+            qmp.run(
+                "blockdev-add",
+                json!({"driver": "qcow2", "node-name": "top", "file": file}),
+            );
+            let mut filter = match kind {
+                "throttle" => json!({"file": "top", "throttle-group": "g"}),
+                "blkdebug" => json!({"image": "top"}),
+                _ => json!({"file": "top"}),
+            };
+            filter["driver"] = json!(kind);
+            filter["node-name"] = json!("filter");
+            qmp.run("blockdev-add", filter);
+            for job in ["blockdev-backup", "blockdev-mirror"] {
+                let target_name = target.to_str().unwrap();
+                qemu_img(&["create", "-q", "-f", "qcow2", target_name, &bytes]);
+                let file = json!({"driver": "file", "filename": target});
+                let node = json!({"driver": "qcow2", "node-name": "target", "file": file});
+                qmp.run("blockdev-add", node);
+                qmp.run(
+                    job,
+                    json!({"job-id": "j", "device": "filter", "target": "target", "sync": "top"}),
+                );
+                if job == "blockdev-mirror" {
+                    qmp.job_is("j", "ready");
+                    qmp.run("job-cancel", json!({"id": "j"}));
+                }
+                qmp.job_is("j", "null");
+                qmp.run("blockdev-del", json!({"node-name": "target"}));
+                assert_eq!(held(&target), own, "{job} of {kind}");
+            }
+            // Squeezed by the image below, which only a throttle passes on.
+            if kind == "throttle" {
+                let target_name = target.to_str().unwrap();
+                qemu_img(&["create", "-q", "-f", "qcow2", target_name, &bytes]);
+                let file = json!({"driver": "file", "filename": target});
+                let node = json!({
+                    "driver": "throttle", "node-name": "target", "throttle-group": "g",
+                    "file": {"driver": "qcow2", "file": file},
+                });
+                qmp.run("blockdev-add", node);
+                qmp.run(
+                    "blockdev-backup",
+                    json!({
+                        "job-id": "j", "device": "filter", "target": "target", "sync": "full",
+                        "compress": true,
+                    }),
+                );
+                qmp.job_is("j", "null");
+                qmp.run("blockdev-del", json!({"node-name": "target"}));
+                let compare = ["compare", "-U", "-q", "-f", "qcow2", "-F", "qcow2"];
+                qemu_img(&[&compare[..], &[top_name, target_name]].concat());
+                assert!(
+                    mapped(&target)
+                        .iter()
+                        .any(|range| range["compressed"] == true)
+                );
+            }
+            stop_silently(daemon);
+        }
     });
 }
 

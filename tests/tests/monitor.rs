@@ -25,6 +25,31 @@ fn start(bed: &Bed, socket: &Path) -> Daemon {
     bed.qsd(&["--chardev", &chardev(socket), "--monitor", "c"], &[])
 }
 
+/// Whoever takes the first answer for "all is up" must not write to the file below.
+#[test]
+fn the_first_answer_comes_when_everything_is_mounted() {
+    once(|bed| {
+        let socket = bed.path("qmp");
+        let mut options = ["--chardev", &chardev(&socket), "--monitor", "c"]
+            .map(str::to_owned)
+            .to_vec();
+        options.extend(["--blockdev".to_owned(), "null-co,node-name=n".to_owned()]);
+        let mountpoints: Vec<_> = (0..40).map(|n| bed.mountpoint(&format!("m{n}"))).collect();
+        for (number, mountpoint) in mountpoints.iter().enumerate() {
+            let at = mountpoint.display();
+            options.push("--export".to_owned());
+            options.push(format!("fuse,id=e{number},node-name=n,mountpoint={at}"));
+        }
+        let daemon = bed.qsd(&options, &[]);
+        let mut qmp = Qmp::silent(&socket);
+        assert!(qmp.message()["QMP"].is_object());
+        qmp.run("qmp_capabilities", json!({}));
+        let last = mountpoints.last().unwrap();
+        assert_eq!(std::fs::metadata(last).unwrap().len(), 1 << 30);
+        drop(daemon);
+    });
+}
+
 #[test]
 fn a_session_from_greeting_to_quit() {
     everywhere(|bed| {

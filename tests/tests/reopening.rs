@@ -60,6 +60,42 @@ fn stop_saying(stage: Stage<'_>, words: &str) {
 }
 
 #[test]
+fn a_file_that_a_commit_writes_is_not_opened_for_reading_only() {
+    once(|bed| {
+        let mut stage = Stage::start(bed);
+        let base = stage.add_qcow2("base");
+        let top = bed.path("top");
+        Tool::new("qemu-img")
+            .args(["create", "-q", "-f", "qcow2"])
+            .arg(&top)
+            .arg(Stage::SIZE.to_string())
+            .run();
+        Tool::new("qemu-io")
+            .args(["-f", "qcow2", "-c", "write -P 7 0 8M"])
+            .arg(&top)
+            .run();
+        let node = json!({
+            "driver": "qcow2", "node-name": "top", "backing": "base",
+            "file": {"driver": "file", "filename": top},
+        });
+        stage.run("blockdev-add", node);
+        // Held back, so that it is not done before it is asked.
+        let commit = json!({"job-id": "j", "device": "top", "base-node": "base", "speed": 1 << 20});
+        stage.run("block-commit", commit);
+        let file = json!({
+            "driver": "file", "node-name": "base-file", "filename": base, "discard": "unmap",
+            "read-only": true,
+        });
+        let reopen = json!({"options": [file]});
+        stage.refused("blockdev-reopen", reopen, "read-only");
+        stage.run("block-job-set-speed", json!({"device": "j", "speed": 0}));
+        stage.complete("j");
+        stage.stop();
+        std::fs::remove_file(&top).unwrap();
+    });
+}
+
+#[test]
 fn a_disk_whose_image_cannot_be_opened_with_other_options_goes_on() {
     once(|bed| {
         let mut stage = Stage::start(bed);

@@ -7,7 +7,9 @@ use diskfuse_ring::{Buf, SharedFd};
 
 use crate::error::{Error, Kind, Result};
 use crate::graph::ChildRole;
-use crate::node::{Access, BlockStatus, Extent, Limits, LocalFuture, Node, Resize, Zeroes};
+use crate::node::{
+    Access, Allocation, BlockStatus, Extent, Limits, LocalFuture, Node, Resize, Zeroes,
+};
 use crate::{SECTOR, check_range};
 
 /// Which part of the child to show.
@@ -187,6 +189,25 @@ impl Node for RawNode {
     fn block_status(&self, offset: u64, len: u64) -> LocalFuture<'_, Result<BlockStatus>> {
         match self.shifted(offset, len) {
             Ok(offset) => self.child.block_status(offset, len),
+            Err(error) => refuse(error),
+        }
+    }
+
+    fn cluster_size(&self) -> Option<u64> {
+        let size = self.child.cluster_size();
+        size.filter(|size| self.config.offset.is_multiple_of(*size))
+    }
+
+    fn allocation(&self, offset: u64, len: u64) -> LocalFuture<'_, Result<Allocation>> {
+        match self.shifted(offset, len) {
+            Ok(offset) => self.child.allocation(offset, len),
+            Err(error) => refuse(error),
+        }
+    }
+
+    fn populate(&self, offset: u64, len: u64) -> LocalFuture<'_, Result<()>> {
+        match self.writable().and_then(|()| self.shifted(offset, len)) {
+            Ok(offset) => self.child.populate(offset, len),
             Err(error) => refuse(error),
         }
     }

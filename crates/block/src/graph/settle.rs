@@ -72,7 +72,7 @@ impl State {
             let old: HashMap<&Holder, &Claim> = old.iter().map(|c| (&c.holder, c)).collect();
             let is_new = |claim: &Claim| old.get(&claim.holder) != Some(&claim);
             claims::check(&entry.name, new, is_new)?;
-            let writes = Permissions::WRITE | Permissions::RESIZE;
+            let writes = Permissions::WRITE | Permissions::RESIZE | Permissions::WRITE_UNCHANGED;
             let writes = |claim: &&Claim| !(claim.perm & writes).is_empty() && is_new(claim);
             if let Some(claim) = new.iter().find(writes)
                 && entry.read_only()

@@ -84,8 +84,14 @@ const LONGEST_CONFIG: u64 = 1 << 20;
 fn read_rules(path: &Path) -> Result<BlkdebugRules> {
     let mut text = String::new();
     File::open(path)
-        .and_then(|file| file.take(LONGEST_CONFIG).read_to_string(&mut text))
+        .and_then(|file| file.take(LONGEST_CONFIG + 1).read_to_string(&mut text))
         .map_err(Error::system("Could not read blkdebug config file"))?;
+    if text.len() as u64 > LONGEST_CONFIG {
+        let path = path.display();
+        return Err(Error::Refused(format!(
+            "Could not read blkdebug config file '{path}': more than 1 MiB"
+        )));
+    }
     BlkdebugRules::parse(&text).map_err(|error| {
         let path = path.display();
         Error::Refused(format!(

@@ -136,6 +136,7 @@ fn run(name: &str, arguments: Vec<OsString>) -> Result<ExitCode> {
         // This thread carries their commands out.
         diskfuse_ring::take_short_slices();
     }
+    commands.monitors.begin();
     let outcome = daemon.run(&mut commands);
     drop((control, metrics, pidfile));
     if let Some(helper) = helper {

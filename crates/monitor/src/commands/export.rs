@@ -33,13 +33,13 @@ words! {
 record! {
     /// One of what `query-block-exports` answers (`BlockExportInfo`).
     struct BlockExportInfo {
-        /// The export.
-        "id" id: String,
-        /// Its type.
-        "type" kind: ExportType,
         /// The node that it shows.
         "node-name" node_name: String,
         /// Whether it is on its way out.
         "shutting-down" shutting_down: bool,
+        /// Its type.
+        "type" kind: ExportType,
+        /// The export.
+        "id" id: String,
     }
 }

@@ -92,16 +92,16 @@ record! {
     struct BlockImageCorrupted {
         /// The device; empty here.
         "device" device: String,
-        /// The node.
-        "node-name" node_name: Option<String>,
         /// What was found.
         "msg" msg: String,
         /// Where, in bytes.
         "offset" offset: Option<i64>,
-        /// How many bytes.
-        "size" size: Option<i64>,
+        /// The node.
+        "node-name" node_name: Option<String>,
         /// Whether the image cannot be used any more.
         "fatal" fatal: bool,
+        /// How many bytes.
+        "size" size: Option<i64>,
     }
 }
 
@@ -128,8 +128,6 @@ record! {
 record! {
     /// A job was given up.
     struct BlockJobCancelled {
-        /// What it did.
-        "type" kind: JobType,
         /// The job.
         "device" device: String,
         /// What there was to do, in bytes.
@@ -138,14 +136,14 @@ record! {
         "offset" offset: i64,
         /// Bytes per second; 0: no limit.
         "speed" speed: i64,
+        /// What it did.
+        "type" kind: JobType,
     }
 }
 
 record! {
     /// A job has ended by itself.
     struct BlockJobCompleted {
-        /// What it did.
-        "type" kind: JobType,
         /// The job.
         "device" device: String,
         /// What there was to do, in bytes.
@@ -154,6 +152,8 @@ record! {
         "offset" offset: i64,
         /// Bytes per second; 0: no limit.
         "speed" speed: i64,
+        /// What it did.
+        "type" kind: JobType,
         /// Why it failed, if it did.
         "error" error: Option<String>,
     }
@@ -184,8 +184,6 @@ record! {
 record! {
     /// A job can be completed.
     struct BlockJobReady {
-        /// What it does.
-        "type" kind: JobType,
         /// The job.
         "device" device: String,
         /// What there was to do, in bytes.
@@ -194,6 +192,8 @@ record! {
         "offset" offset: i64,
         /// Bytes per second; 0: no limit.
         "speed" speed: i64,
+        /// What it does.
+        "type" kind: JobType,
     }
 }
 
@@ -202,20 +202,20 @@ record! {
     struct BlockWriteThreshold {
         /// The node.
         "node-name" node_name: String,
-        /// How far beyond it, in bytes.
-        "amount-exceeded" amount_exceeded: u64,
         /// The byte.
         "write-threshold" write_threshold: u64,
+        /// How far beyond it, in bytes.
+        "amount-exceeded" amount_exceeded: u64,
     }
 }
 
 record! {
     /// A job stands elsewhere.
     struct JobStatusChange {
-        /// The job.
-        "id" id: String,
         /// Where.
         "status" status: JobStatus,
+        /// The job.
+        "id" id: String,
     }
 }
 

@@ -13,7 +13,9 @@ use crate::drivers::only_child;
 use crate::error::{Error, Kind, Result};
 use crate::graph::ChildRole;
 use crate::io;
-use crate::node::{Access, BlockStatus, Extent, Limits, LocalFuture, Node, Resize, Zeroes};
+use crate::node::{
+    Access, Allocation, BlockStatus, Extent, Limits, LocalFuture, Node, Resize, Zeroes,
+};
 
 /// What fails, and what the node is like.
 #[derive(Clone, Debug, Default)]
@@ -234,6 +236,18 @@ impl Node for BlkdebugNode {
             asked.await?;
             self.child.block_status(offset, len).await
         })
+    }
+
+    fn cluster_size(&self) -> Option<u64> {
+        self.child.cluster_size()
+    }
+
+    fn allocation(&self, offset: u64, len: u64) -> LocalFuture<'_, Result<Allocation>> {
+        self.child.allocation(offset, len)
+    }
+
+    fn populate(&self, offset: u64, len: u64) -> LocalFuture<'_, Result<()>> {
+        self.child.populate(offset, len)
     }
 
     fn on_children(&self, children: &[(ChildRole, Arc<dyn Node>)]) -> Result<Arc<dyn Node>> {

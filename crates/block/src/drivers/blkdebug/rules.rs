@@ -77,7 +77,7 @@ pub struct InjectError {
     pub delay: Duration,
     /// Only requests for a range that holds this sector of 512 bytes fail.
     pub sector: Option<u64>,
-    /// The rule is gone when one request has failed.
+    /// The rule is gone when one request has failed, or has been held back.
     pub once: bool,
 }
 
@@ -156,7 +156,8 @@ impl Rules {
             .errors
             .iter()
             .find(|(number, error)| self.active.contains(number) && speaks(error))?;
-        if error.once {
+        // One that only keeps later ones away stays: no request has failed.
+        if error.once && (error.errno != 0 || !error.delay.is_zero()) {
             self.errors.retain(|(other, _)| *other != number);
             self.active.retain(|other| *other != number);
         }
@@ -230,6 +231,17 @@ mod tests {
         };
         let mut rules = Rules::new(&[first, error(Event::ReadAio, 5)], &[]);
         assert_eq!([(); 3].map(|()| read(&mut rules)), [28, 5, 5]);
+    }
+
+    /// QEMU 10.0.2.
+    #[test]
+    fn one_that_only_keeps_others_away_is_never_used_up() {
+        let first = InjectError {
+            once: true,
+            ..error(Event::ReadAio, 0)
+        };
+        let mut rules = Rules::new(&[first, error(Event::ReadAio, 5)], &[]);
+        assert_eq!([(); 3].map(|()| read(&mut rules)), [0, 0, 0]);
     }
 
     #[test]

@@ -10,7 +10,9 @@ use crate::drivers::only_child;
 use crate::error::{Error, Kind, Result};
 use crate::graph::ChildRole;
 use crate::io;
-use crate::node::{Access, BlockStatus, Extent, LetGo, Limits, LocalFuture, Node, Resize, Zeroes};
+use crate::node::{
+    Access, Allocation, BlockStatus, Extent, LetGo, Limits, LocalFuture, Node, Resize, Zeroes,
+};
 
 /// Another node, held back by a group's limits.
 pub struct ThrottleNode {
@@ -117,6 +119,31 @@ impl Node for ThrottleNode {
 
     fn block_status(&self, offset: u64, len: u64) -> LocalFuture<'_, Result<BlockStatus>> {
         self.child.block_status(offset, len)
+    }
+
+    fn compresses(&self) -> bool {
+        self.child.compresses()
+    }
+
+    fn write_compressed(&self, offset: u64, buf: Buf) -> LocalFuture<'_, (Result<()>, Buf)> {
+        Box::pin(async move {
+            match self.write_turn(buf.len() as u64).await {
+                Ok(()) => self.child.write_compressed(offset, buf).await,
+                Err(error) => (Err(error), buf),
+            }
+        })
+    }
+
+    fn cluster_size(&self) -> Option<u64> {
+        self.child.cluster_size()
+    }
+
+    fn allocation(&self, offset: u64, len: u64) -> LocalFuture<'_, Result<Allocation>> {
+        self.child.allocation(offset, len)
+    }
+
+    fn populate(&self, offset: u64, len: u64) -> LocalFuture<'_, Result<()>> {
+        self.child.populate(offset, len)
     }
 
     fn let_go(&self) -> Option<LetGo> {

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant, SystemTime};
 use diskfuse_monitor::commands::ChardevInfo;
 use diskfuse_monitor::qmp::to_text;
 use diskfuse_monitor::{ChardevBackend, ChardevOptions, Command, Event, MonitorOptions};
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 pub use fds::FdSets;
 pub use session::{ReplyHandle, Turn};
@@ -79,6 +79,10 @@ struct Inner {
     chardevs: Mutex<BTreeMap<String, Entry>>,
     fdsets: FdSets,
     next: AtomicU32,
+    /// Clients are answered.
+    begun: Mutex<bool>,
+    /// That, or `closing`, has changed.
+    changed: Condvar,
     /// No client is served any more.
     closing: AtomicBool,
 }
@@ -101,6 +105,8 @@ impl Monitors {
                 chardevs: Mutex::default(),
                 fdsets: FdSets::default(),
                 next: AtomicU32::new(0),
+                begun: Mutex::new(false),
+                changed: Condvar::new(),
                 closing: AtomicBool::new(false),
             }),
         }
@@ -131,7 +137,7 @@ impl Monitors {
         !self.inner.chardevs.lock().is_empty()
     }
 
-    /// Serves the clients of a chardev from now on.
+    /// Serves the clients of a chardev: they are greeted from now on, and answered when [`Monitors::begin`] says so.
     pub fn add_monitor(&self, options: &MonitorOptions) -> Result<()> {
         let name = &options.chardev;
         let chardev = {
@@ -153,6 +159,13 @@ impl Monitors {
             .spawn(move || inner.serve(chardev, monitor, pretty))
             .map_err(Error::system("Could not start a monitor"))?;
         Ok(())
+    }
+
+    /// Everything that was asked for at the start is there: clients get answers. One that takes the first answer for "all is up"
+    /// would else find the plain file where an export is about to be mounted, and write to that.
+    pub fn begin(&self) {
+        *self.inner.begun.lock() = true;
+        self.inner.changed.notify_all();
     }
 
     /// Tells all clients of an event. Never waits for them.
@@ -178,13 +191,13 @@ impl Monitors {
 
     /// From now on no command is taken; those that wait are answered by being dropped.
     pub fn hang_up(&self) {
-        self.inner.closing.store(true, Ordering::SeqCst);
+        self.inner.close();
     }
 
     /// The end: writes to each client what is waiting for it, for `limit` at most altogether, hangs up, and removes the
     /// sockets that were made. No client is served any more.
     pub fn flush_and_close(&self, limit: Duration) {
-        self.inner.closing.store(true, Ordering::SeqCst);
+        self.inner.close();
         let deadline = Instant::now() + limit;
         let sessions = std::mem::take(&mut *self.inner.sessions.lock());
         for (session, stream) in sessions {
@@ -199,6 +212,21 @@ impl Monitors {
 }
 
 impl Inner {
+    fn close(&self) {
+        self.closing.store(true, Ordering::SeqCst);
+        // Whoever has looked at `closing` waits by now, or has not taken the lock yet.
+        drop(self.begun.lock());
+        self.changed.notify_all();
+    }
+
+    /// Waits until clients are to be answered, or no more.
+    fn await_begin(&self) {
+        let mut begun = self.begun.lock();
+        while !*begun && !self.closing.load(Ordering::SeqCst) {
+            self.changed.wait(&mut begun);
+        }
+    }
+
     fn check_new(&self, options: &ChardevOptions) -> Result<()> {
         let id = &options.id;
         let chardevs = self.chardevs.lock();

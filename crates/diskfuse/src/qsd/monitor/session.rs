@@ -198,6 +198,7 @@ impl Session {
 
     /// Takes a message from the client: now, if it is to overtake others, else in its turn.
     fn take(self: &Arc<Self>, message: Result<Value, QmpError>) {
+        self.inner.await_begin();
         self.output.wait_below(MOST_UNREAD);
         let mut state = self.state.lock();
         if state.oob && is_oob(&message) {

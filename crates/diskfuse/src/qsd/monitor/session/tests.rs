@@ -18,6 +18,7 @@ fn whoever_answers_a_command_is_free_for_others_after_one_more() {
     let (to, errands) = channel();
     let to = Mutex::new(to);
     let monitors = Monitors::new(move |errand| drop(to.lock().send(errand)));
+    monitors.begin();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("qmp");
     let socket = format!("socket,id=c,path={},server=on,wait=off", path.display());
