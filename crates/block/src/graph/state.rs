@@ -268,7 +268,8 @@ impl State {
             return Err(busy(format!("Node {name} is in use by {by}")));
         }
         if self.drains_of(name).next().is_some() {
-            return Err(busy(format!("Node {name} is in use: it is being drained")));
+            let message = format!("Node {name} is in use: it is being drained");
+            return Err(Error::new(Kind::Drained, message));
         }
         Ok(index)
     }
@@ -365,7 +366,7 @@ impl State {
         }
         if self.drains_of(name).next().is_some() {
             let message = format!("Node '{name}' is being drained: {} must wait", user.name);
-            return Err(busy(message));
+            return Err(Error::new(Kind::Drained, message));
         }
         let before = self.claims_around(index);
         self.next_user += 1;

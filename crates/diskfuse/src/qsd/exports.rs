@@ -66,7 +66,6 @@ pub fn add(daemon: &mut Daemon, host: &Commands, options: &ExportOptions) -> Res
         made: None,
         idle_timeout: None,
     };
-    host.nodes.await_end_of_drains(&options.node_name);
     daemon.start_export(new).map(drop)
 }
 

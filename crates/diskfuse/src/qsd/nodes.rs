@@ -25,7 +25,7 @@ use super::{filters, qcow2, suggest};
 use crate::error::{Error, Result};
 
 /// How long requests in flight are waited for before something is changed.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What makes nodes, and changes them.
 pub struct Nodes {
@@ -110,20 +110,11 @@ impl Nodes {
         let end = Instant::now() + PATIENCE;
         loop {
             match self.graph.remove(name) {
-                Err(error) if error.kind() == Kind::Busy && Instant::now() < end => {
+                Err(error) if error.kind() == Kind::Drained && Instant::now() < end => {
                     std::thread::sleep(Duration::from_millis(1));
                 }
                 outcome => return Ok(outcome?),
             }
-        }
-    }
-
-    /// Waits until nobody drains the node, who could not get a new user meanwhile: jobs do so for moments. Not for longer than a disk
-    /// that works may take.
-    pub(super) fn await_end_of_drains(&self, name: &str) {
-        let end = Instant::now() + PATIENCE;
-        while self.graph.is_drained(name) && Instant::now() < end {
-            std::thread::sleep(Duration::from_millis(1));
         }
     }
 
