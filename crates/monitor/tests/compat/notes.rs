@@ -195,16 +195,12 @@ pub const NOTES: &[(&str, &str)] = &[
          itself (`passthrough`)",
     ),
     (
-        "query-block-jobs",
-        "a mirror's `actively-synced` is left out",
+        "query-blockstats",
+        "what exports have done is counted, for the node that each shows; `driver-specific` is left out",
     ),
     (
         "query-named-block-nodes",
-        "`children`, `image.limits` and `format-specific` of files are left out; a filter's `file` is the name of the file below",
-    ),
-    (
-        "block_resize",
-        "lets the file below a raw node in use be resized as well, which QEMU refuses",
+        "nodes without a name of their own come first; the members of a name that is `json:{…}` have another order",
     ),
     (
         "blockdev-snapshot",
@@ -221,7 +217,7 @@ pub const NOTES: &[(&str, &str)] = &[
     ),
     (
         "JOB_STATUS_CHANGE",
-        "the last one, to `null`, is not sent for jobs that `quit` ends, and none at all for the jobs of a transaction that fails",
+        "none, to `paused` and back, for the moments in which a job stands still because its node is drained",
     ),
     (
         "block-dirty-bitmap-add",

@@ -1,5 +1,7 @@
 //! What is to be said about nodes and exports, as QMP says it. It changes nothing.
 
+mod filename;
+mod limits;
 mod nodes;
 mod stats;
 
