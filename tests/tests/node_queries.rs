@@ -7,7 +7,7 @@ use diskfuse_e2e::{Stage, once};
 use serde_json::{Value, json};
 
 /// What file systems and their disks like: the same on every machine where the cache is used.
-fn limits(minimal_memory: u32, more: Value) -> Value {
+fn limits(minimal_memory: u32, more: &Value) -> Value {
     let mut all = json!({
         "request-alignment": 1, "max-iov": 1024,
         "min-mem-alignment": minimal_memory, "opt-mem-alignment": 4096,
@@ -49,7 +49,7 @@ fn nodes_are_told_with_their_children_their_limits_and_names_that_open_them() {
             of_file["image"]["format-specific"],
             json!({"type": "file", "data": {}})
         );
-        assert_eq!(of_file["image"]["limits"], limits(1, json!({})));
+        assert_eq!(of_file["image"]["limits"], limits(1, &json!({})));
         let raw = stage.node("raw");
         assert_eq!(
             raw["children"],
@@ -63,7 +63,7 @@ fn nodes_are_told_with_their_children_their_limits_and_names_that_open_them() {
 
         let of_image = stage.node("image");
         let cluster = json!({"discard-alignment": 65536, "write-zeroes-alignment": 65536});
-        assert_eq!(of_image["image"]["limits"], limits(1, cluster));
+        assert_eq!(of_image["image"]["limits"], limits(1, &cluster));
         assert_eq!(of_image["file"], image);
         let debug = stage.node("debug");
         assert_eq!(
@@ -90,7 +90,7 @@ fn nodes_are_told_with_their_children_their_limits_and_names_that_open_them() {
         let slow = stage.node("slow");
         let expected = json!({"driver": "throttle", "throttle-group": "g", "file": empty});
         assert_eq!(json_name(&slow), expected);
-        assert_eq!(slow["image"]["limits"], limits(512, json!({})));
+        assert_eq!(slow["image"]["limits"], limits(512, &json!({})));
         assert!(slow["image"].get("dirty-flag").is_none() && slow.get("group").is_none());
         let part = json!({
             "driver": "raw", "offset": 4096, "size": 8192,

@@ -227,7 +227,7 @@ record! {
         /// Bytes per second; by default no limit.
         "speed" speed: Option<i64>,
         /// Bytes that one bit of the record of changes stands for: a power of two from 512 to 64 MiB.
-        "granularity" granularity: Option<u64>,
+        "granularity" granularity: Option<u32>,
         /// Bytes in flight at most.
         "buf-size" buf_size: Option<i64>,
         /// After an error of the source; by default report.

@@ -14,7 +14,11 @@ In general:
 * What a client may ask for is told by `query-commands` and `query-qmp-schema`, which tell of nothing that is not here.
 * The greeting and `query-version` say 10.0.0, with `diskfuse` and its version as the package: clients that decide by the version
   ask for nothing newer than what is here.
-* Messages have QEMU's wording; a hint may follow in parentheses. The error classes are QEMU's.
+* Messages have QEMU's wording; a hint may follow in parentheses. The error classes are QEMU's. Where permissions conflict, users are
+  called by their names (`export 'e'`), not `an unnamed block device`.
+* A job without `job-id` is called like the node that it works on; QEMU refuses it, as nodes are no devices.
+* Queries that only look (`query-version`, `query-commands`, `query-qmp-schema`, `query-chardev`, `query-chardev-backends`) may be
+  given out of band; QEMU's daemon has no command that may.
 * `--blockdev`, `--object` and `--export` also take `@FILE`, a file with JSON objects; `--log`, `--event-loop` and `--sandbox` are ours.
 * An export is mounted as `fuse.diskfuse`.
 * Jobs put no nodes into the graph that others can see. Dirty bitmaps are kept in memory.
@@ -203,13 +207,25 @@ pub const NOTES: &[(&str, &str)] = &[
         "nodes without a name of their own come first; the members of a name that is `json:{…}` have another order",
     ),
     (
-        "blockdev-snapshot",
-        "also of a node in the middle of a chain, which QEMU refuses",
+        "blockdev-reopen",
+        "a file that is opened for reading only takes the idle image above it along, which QEMU refuses; nodes below are named, not \
+         written inside",
     ),
     (
-        "blockdev-reopen",
-        "`backing` may be left out if there is one; a file that is opened for reading only takes the idle image above it along, \
-         which QEMU refuses",
+        "blockdev-mirror",
+        "also of a node that others stand on, which QEMU calls no root; a target of another size is refused at once, not by the job",
+    ),
+    (
+        "block-commit",
+        "also of a node that others stand on, which QEMU calls no root",
+    ),
+    (
+        "blockdev-snapshot-internal-sync",
+        "also in an image that others stand on, which QEMU calls no root",
+    ),
+    (
+        "blockdev-snapshot-delete-internal-sync",
+        "also in an image that others stand on, which QEMU calls no root",
     ),
     (
         "BLOCK_EXPORT_DELETED",

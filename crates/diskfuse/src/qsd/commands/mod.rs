@@ -1,6 +1,7 @@
 //! The commands of the monitor, carried out on the main thread, one after the other, whichever monitor they came from.
 
 pub mod bitmaps;
+mod create;
 mod events;
 mod exports;
 mod jobs;
@@ -214,7 +215,7 @@ impl Commands {
             Command::BlockdevAdd(what) => nodes::add(self, what).map(nothing),
             Command::BlockdevDel(what) => nodes::delete(self, what).map(nothing),
             Command::BlockdevReopen(what) => nodes::reopen(self, daemon, what).map(nothing),
-            Command::BlockdevCreate(what) => nodes::create(self, what).map(nothing),
+            Command::BlockdevCreate(what) => create::create(self, what).map(nothing),
             Command::BlockResize(what) => nodes::resize(self, daemon, what).map(nothing),
             Command::ChangeBackingFile(what) => nodes::change_backing_file(self, what).map(nothing),
             Command::BlockSetIoThrottle(what) => objects::throttle(self, what).map(nothing),
@@ -282,12 +283,10 @@ impl Commands {
             Command::JobResume(what) => any(&what.id, Ask::Resume),
             Command::JobCancel(what) => any(&what.id, Ask::Cancel),
             Command::JobComplete(what) => any(&what.id, Ask::Complete),
-            Command::JobDismiss(what) | Command::BlockJobDismiss(what) => {
-                any(&what.id, Ask::Dismiss)
-            }
-            Command::JobFinalize(what) | Command::BlockJobFinalize(what) => {
-                any(&what.id, Ask::Finalize)
-            }
+            Command::JobDismiss(what) => any(&what.id, Ask::Dismiss),
+            Command::JobFinalize(what) => any(&what.id, Ask::Finalize),
+            Command::BlockJobDismiss(what) => block(&what.id, Ask::Dismiss),
+            Command::BlockJobFinalize(what) => block(&what.id, Ask::Finalize),
             Command::QueryJobs => {
                 // As with QEMU the youngest comes first.
                 let jobs = self.jobs.list().into_iter().rev();

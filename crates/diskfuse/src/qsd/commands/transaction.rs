@@ -161,7 +161,7 @@ fn drain(host: &Commands, actions: &[Action], starts: &[Start]) -> Result<Vec<Dr
             | Action::BitmapDisable(bitmap) => &bitmap.node,
             Action::BitmapMerge(merge) => &merge.node,
             Action::Snapshot(snapshot) => &snapshot.node,
-            Action::SnapshotSync(snapshot) => snapshot_sync::node(snapshot)?,
+            Action::SnapshotSync(snapshot) => snapshot_sync::node(&host.nodes, snapshot)?,
             Action::InternalSnapshot(snapshot) => &snapshot.device,
         };
         // One that is not there is the action's own error.
@@ -212,7 +212,9 @@ fn act(
 fn one(host: &mut Commands, action: &Action) -> Result<Option<Undo>> {
     match action {
         Action::Snapshot(what) => nodes::check_free(host, &what.node)?,
-        Action::SnapshotSync(what) => nodes::check_free(host, snapshot_sync::node(what)?)?,
+        Action::SnapshotSync(what) => {
+            nodes::check_free(host, snapshot_sync::node(&host.nodes, what)?)?;
+        }
         Action::InternalSnapshot(what) => nodes::check_free(host, &what.device)?,
         _ => {}
     }
@@ -251,7 +253,7 @@ fn one(host: &mut Commands, action: &Action) -> Result<Option<Undo>> {
         }
         Action::SnapshotSync(what) => {
             let what = BlockdevSnapshot {
-                node: snapshot_sync::node(what)?.to_owned(),
+                node: snapshot_sync::node(nodes, what)?.to_owned(),
                 overlay: what.snapshot_node_name.clone().unwrap_or_default(),
             };
             live::snapshot::snapshot(nodes, &what.node, &what.overlay)?;

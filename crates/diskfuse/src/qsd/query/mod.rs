@@ -5,5 +5,6 @@ mod limits;
 mod nodes;
 mod stats;
 
+pub use filename::child_name;
 pub use nodes::{named_block_nodes, snapshot_info};
 pub use stats::blockstats;
