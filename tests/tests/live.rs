@@ -39,7 +39,7 @@ fn snapshots_inside_an_image_come_and_go() {
         let info = stage.run("blockdev-snapshot-delete-internal-sync", snapshot("gone"));
         assert_eq!(info["name"], "gone");
         stage.pause_was_short(&writers, "blockdev-snapshot-delete-internal-sync");
-        let words = "Snapshot with id '(null)' and name 'gone' does not exist on device 'disk'";
+        let words = "Snapshot with id 'null' and name 'gone' does not exist on device 'disk'";
         let command = "blockdev-snapshot-delete-internal-sync";
         stage.refused(command, snapshot("gone"), words);
         let words = "Cannot find device='nil' nor node-name='nil'";
@@ -224,7 +224,7 @@ fn an_image_is_put_on_another_one_below() {
         stage.run("blockdev-reopen", with(json!("below")));
         stage.pause_was_short(&writers, "blockdev-reopen with another backing node");
         assert_eq!(read(), pattern(1 << 20, 1)[128 << 10..][..4096]);
-        let words = "Node below is in use by node 'disk'";
+        let words = "Node 'below' is busy: node is used as backing hd of 'disk'";
         stage.refused("blockdev-del", json!({"node-name": "below"}), words);
         stage.run("blockdev-reopen", with(Value::Null));
         assert_eq!(read(), vec![0; 4096]);
@@ -498,7 +498,7 @@ fn limits_of_a_group_change_while_they_are_in_force() {
         stage.refused(
             "object-del",
             group,
-            "object 'g' is in use, can not be deleted",
+            "Cannot delete throttle group 'g' with active references",
         );
         stage.finish(writers, "slow", &disk, "raw");
     });

@@ -216,3 +216,30 @@ fn locking_can_be_turned_off() {
         daemon.stop();
     });
 }
+
+#[test]
+fn the_file_below_a_backing_node_that_is_written_inside_the_image_s_is_held_while_it_is_shown() {
+    everywhere(|bed| {
+        let base = bed.image("base", SIZE);
+        let overlay = bed.path("overlay");
+        let create = Tool::new("qemu-img").args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"]);
+        create.arg(&base).arg(&overlay).run();
+        let mountpoint = bed.mountpoint("m");
+        let node = format!(
+            "qcow2,node-name=disk,file.driver=file,file.filename={},backing.driver=raw,backing.file.driver=file,backing.file.filename={}",
+            overlay.display(),
+            base.display()
+        );
+        let export = format!(
+            "fuse,id=e,node-name=disk,mountpoint={}",
+            mountpoint.display()
+        );
+        let daemon = bed.qsd(&["--blockdev", &node, "--export", &export], &[&mountpoint]);
+        let written = qemu_io("raw", &base, &[], "write 0 512");
+        assert!(!written.status.success(), "somebody else writes the base");
+        assert!(written.stderr.contains("lock"), "{}", written.stderr);
+        daemon.stop();
+        let written = qemu_io("raw", &base, &[], "write 0 512");
+        assert!(written.status.success(), "{}", written.stderr);
+    });
+}

@@ -22,6 +22,8 @@ pub enum Kind {
     Unsupported,
     /// Somebody else holds it.
     Busy,
+    /// Somebody drains the node for a moment: what was refused for it can be tried again.
+    Drained,
     /// There is no such node.
     NotFound,
     /// There is one by that name already.
@@ -72,7 +74,7 @@ impl Error {
             Kind::ReadOnly => libc::EROFS,
             Kind::Invalid => libc::EINVAL,
             Kind::Unsupported => libc::EOPNOTSUPP,
-            Kind::Busy => libc::EBUSY,
+            Kind::Busy | Kind::Drained => libc::EBUSY,
             Kind::NotFound => libc::ENOENT,
             Kind::Exists => libc::EEXIST,
         }

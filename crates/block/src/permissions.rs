@@ -73,6 +73,14 @@ impl Not for Permissions {
     }
 }
 
+impl Permissions {
+    /// Their names, in one word for messages.
+    pub(crate) fn listed(self) -> String {
+        let names: Vec<&str> = self.bits().map(|(_, name)| name).collect();
+        names.join(", ")
+    }
+}
+
 impl fmt::Display for Permissions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (n, (_, name)) in self.bits().enumerate() {

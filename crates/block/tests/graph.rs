@@ -119,12 +119,12 @@ fn conflicts_name_both_parties_whoever_comes_first() {
     let export = graph.attach("r", exporting("export 'e'", true)).unwrap();
     // The permissions of a user above reach the node below.
     let said = message(graph.attach("f", job()));
-    let expected = "Conflict on node 'f': export 'e' has \"write\", \"resize\", which job 'commit' does not share";
+    let expected = "Permission conflict on node 'f': permissions 'write, resize' are both required by export 'e' and unshared by job 'commit'";
     assert_eq!(said, expected);
     drop(export);
     let _job = graph.attach("f", job()).unwrap();
     let said = message(graph.attach("r", exporting("export 'e'", true)));
-    let expected = "Conflict on node 'f': export 'e' needs \"write\", \"resize\", which job 'commit' does not share";
+    let expected = "Permission conflict on node 'f': permissions 'write, resize' are both required by export 'e' and unshared by job 'commit'";
     assert_eq!(said, expected);
     let _reader = graph.attach("r", exporting("export 'e'", false)).unwrap();
     let _beside = graph

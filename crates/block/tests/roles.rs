@@ -77,19 +77,39 @@ fn writers_of_two_overlays_are_readers_of_what_backs_both() {
 }
 
 #[test]
+fn what_is_below_a_backing_node_that_came_after_the_image_s_place_is_not_written_either() {
+    let graph = graph(&["f"]);
+    let mut place = graph.reserve(Some("overlay"), false).unwrap();
+    place.stand_on("f", ChildRole::File).unwrap();
+    graph.insert(Some("base"), null(false), &[]).unwrap();
+    let filter = open_raw(graph.get("base").unwrap(), &RawConfig::default()).unwrap();
+    graph.insert(Some("filter"), filter, &["base"]).unwrap();
+    place.stand_on("filter", ChildRole::Backing).unwrap();
+    place.fill(null(false)).unwrap();
+    let _used = graph.attach("overlay", reader("export 'o'")).unwrap();
+    assert_eq!(
+        message(graph.attach("base", writer("export 'b'"))),
+        "Permission conflict on node 'base': permissions 'write, resize' are both required by export 'b' and unshared by node 'overlay'"
+    );
+    for name in ["base", "f"] {
+        assert_eq!(graph.get(name).unwrap().driver(), "null-co");
+    }
+}
+
+#[test]
 fn what_backs_an_image_in_use_is_not_written_whoever_comes_first() {
     let graph = graph(&["base", "f"]);
     image(&graph, "overlay", false, "f", Some("base")).unwrap();
     let used = graph.attach("overlay", reader("export 'o'")).unwrap();
     assert_eq!(
         message(graph.attach("base", writer("export 'b'"))),
-        "Conflict on node 'base': export 'b' needs \"write\", \"resize\", which node 'overlay' does not share"
+        "Permission conflict on node 'base': permissions 'write, resize' are both required by export 'b' and unshared by node 'overlay'"
     );
     drop(used);
     let _written = graph.attach("base", writer("export 'b'")).unwrap();
     assert_eq!(
         message(graph.attach("overlay", reader("export 'o'"))),
-        "Conflict on node 'base': export 'b' has \"write\", \"resize\", which node 'overlay' does not share"
+        "Permission conflict on node 'base': permissions 'write, resize' are both required by export 'b' and unshared by node 'overlay'"
     );
 }
 
@@ -98,12 +118,11 @@ fn an_image_that_can_be_written_keeps_others_from_its_file_also_without_a_user()
     let graph = graph(&["f"]);
     image(&graph, "q", false, "f", None).unwrap();
     let said = message(image(&graph, "q2", true, "f", None));
-    let expected =
-        "Conflict on node 'f': node 'q' has \"write\", \"resize\", which node 'q2' does not share";
+    let expected = "Permission conflict on node 'f': permissions 'write, resize' are both required by node 'q' and unshared by node 'q2'";
     assert_eq!(said, expected);
     assert_eq!(graph.names(), ["f", "q"]);
     let said = message(graph.attach("f", writer("export 'e'")));
-    let expected = "Conflict on node 'f': export 'e' needs \"write\", \"resize\", which node 'q' does not share";
+    let expected = "Permission conflict on node 'f': permissions 'write, resize' are both required by export 'e' and unshared by node 'q'";
     assert_eq!(said, expected);
     let _reader = graph.attach("f", reader("export 'e'")).unwrap();
     graph.remove("q").unwrap();
@@ -129,8 +148,7 @@ fn two_users_of_one_image_do_not_stand_in_each_others_way_below_it() {
     let _a = graph.attach("q", writer("export 'a'")).unwrap();
     let _b = graph.attach("q", writer("export 'b'")).unwrap();
     let said = message(graph.attach("d", writer("export 'c'")));
-    let expected =
-        "Conflict on node 'd': export 'c' needs \"resize\", which node 'q' does not share";
+    let expected = "Permission conflict on node 'd': permissions 'resize' are both required by export 'c' and unshared by node 'q'";
     assert_eq!(said, expected);
 }
 

@@ -57,6 +57,8 @@ enum Event {
     Monitor(Box<monitor::Request>),
     /// A client of a monitor has had its turn, and has more to say.
     Turn(monitor::Turn),
+    /// Commands that waited are due.
+    Again,
 }
 
 /// An export's number in this process; never used twice.
@@ -118,6 +120,8 @@ pub struct Daemon {
     lifetime: Lifetime,
     exports: BTreeMap<Key, Entry>,
     next: Key,
+    /// Exports that are gone without anybody having been told yet, with their ids.
+    gone: BTreeMap<Key, String>,
     events: Receiver<Event>,
     sender: Sender<Event>,
     /// A signal has come, or the command to end: no way back.
@@ -158,6 +162,7 @@ impl Daemon {
             lifetime,
             exports: BTreeMap::new(),
             next: 0,
+            gone: BTreeMap::new(),
             events,
             sender,
             ending: false,
@@ -204,6 +209,7 @@ impl Daemon {
         if !std::mem::replace(&mut self.ending, true) {
             self.lingering = true;
             attendant.ending(Over(self.sender.clone()));
+            self.tell_of_gone(attendant);
         }
         self.stop_all();
     }
@@ -349,7 +355,7 @@ impl Daemon {
         }
         let mut beat = Instant::now();
         while !self.is_over() {
-            match self.next_event(&mut beat) {
+            match self.next_event(&mut beat, attendant.due()) {
                 Some(event) => self.handle(event, attendant),
                 // The daemon holds a sender itself.
                 None => break,
@@ -367,26 +373,34 @@ impl Daemon {
         self.failed.take().map_or(Ok(()), Err)
     }
 
-    /// Waits for the next event; does meanwhile what is due from time to time, next at `beat`.
-    fn next_event(&mut self, beat: &mut Instant) -> Option<Event> {
+    /// Waits for the next event; does meanwhile what is due from time to time, next at `beat`. Commands that wait
+    /// are `due` at this moment.
+    fn next_event(&mut self, beat: &mut Instant, due: Option<Instant>) -> Option<Event> {
         loop {
             let idle = self
                 .exports
                 .values()
                 .filter_map(|entry| entry.idle.as_ref());
             let ticks = idle.map(Idle::tick).chain(self.manager.tick());
-            let Some(tick) = ticks.min() else {
+            let now = Instant::now();
+            let beats = match ticks.min() {
+                Some(tick) => {
+                    if *beat <= now {
+                        *beat = now + tick;
+                        self.beat(now);
+                    }
+                    Some(beat.saturating_duration_since(now))
+                }
+                None => None,
+            };
+            let due = due.map(|due| due.saturating_duration_since(now));
+            if due.is_some_and(|due| due.is_zero()) {
+                return Some(Event::Again);
+            }
+            let Some(limit) = beats.into_iter().chain(due).min() else {
                 return self.events.recv().ok();
             };
-            let now = Instant::now();
-            if *beat <= now {
-                *beat = now + tick;
-                self.beat(now);
-            }
-            match self
-                .events
-                .recv_timeout(beat.saturating_duration_since(now))
-            {
+            match self.events.recv_timeout(limit) {
                 Ok(event) => return Some(event),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return None,
@@ -456,8 +470,9 @@ impl Daemon {
             Event::Busy(key) => self.busy(key),
             Event::Stopped(key, outcome) => {
                 if let Some(id) = self.remove(key, outcome) {
-                    attendant.export_gone(&id);
+                    self.gone.insert(key, id);
                 }
+                self.tell_of_gone(attendant);
             }
             Event::Over => self.lingering = false,
             // The end closes everything anyway.
@@ -467,6 +482,7 @@ impl Daemon {
             Event::Monitor(request) if self.ending && !request.is_quit() => drop(request),
             Event::Monitor(request) => attendant.carry_out(self, *request),
             Event::Turn(turn) => turn.take(),
+            Event::Again => attendant.again(self),
             Event::Control(Request::List, reply) => {
                 let exports = self.exports.values();
                 let exports = exports.map(|entry| entry.status(&self.graph)).collect();

@@ -47,6 +47,14 @@ impl Error {
         }
     }
 
+    /// Whether somebody drains the node that it is about, so that what was refused may go a moment later.
+    pub fn is_drained(&self) -> bool {
+        let (Self::Block(error) | Self::Fuse(diskfuse_fuse::Error::Block(error))) = self else {
+            return false;
+        };
+        error.kind() == diskfuse_block::Kind::Drained
+    }
+
     /// A sentence.
     pub fn refused(message: impl Into<String>) -> Self {
         Self::Refused(message.into())

@@ -76,7 +76,10 @@ fn an_image_that_cannot_be_had_is_named_with_the_reason() {
         ),
         (&["mount", "folder"], "Is a directory"),
         (&["mount", "fifo"], "fifo"),
-        (&["mount", "--offset", "1M", "short"], "past the end"),
+        (
+            &["mount", "--offset", "1M", "short"],
+            "cannot be greater than size of the containing file",
+        ),
     ];
     for (arguments, message) in cases {
         assert_refused(&place, &place.diskfuse(arguments), 1, message);

@@ -89,10 +89,7 @@ impl Ends {
         }
         let message = match top == base {
             true => "cannot commit an image into itself".to_owned(),
-            false => format!(
-                "Node '{}' is not a backing image of '{}'",
-                chain[base], chain[top]
-            ),
+            false => format!("'{}' is not in this backing file chain", chain[base]),
         };
         Err(Error::new(Kind::Invalid, message))
     }
@@ -150,7 +147,7 @@ fn check_writable(graph: &Graph, name: &str) -> Result<()> {
     if !graph.get(name)?.read_only() {
         return Ok(());
     }
-    let message = format!("Block node is read-only: '{name}', which the commit needs to write");
+    let message = format!("Block node is read-only ('{name}', which the commit needs to write)");
     Err(Error::new(Kind::ReadOnly, message))
 }
 

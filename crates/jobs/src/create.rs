@@ -23,12 +23,15 @@ impl Driver for Once {
         Box::pin(async move {
             job.progress(|_, total| *total = 1);
             let work = self.0.lock().take();
-            if let Some(work) = work
-                && unless_cancelled(job, work()).await?
-            {
-                job.progress(|done, _| *done = 1);
+            let Some(work) = work else { return Ok(()) };
+            match unless_cancelled(job, work()).await {
+                Ok(false) => Ok(()),
+                outcome => {
+                    // Also if it has failed, as with QEMU.
+                    job.progress(|done, _| *done = 1);
+                    outcome.map(drop)
+                }
             }
-            Ok(())
         })
     }
 

@@ -103,6 +103,17 @@ pub enum JobEvent {
     },
 }
 
+impl JobEvent {
+    /// The id of the job that it is about.
+    pub fn job(&self) -> &str {
+        match self {
+            Self::StatusChange { id, .. } | Self::Pending { id, .. } => id,
+            Self::Ready(job) | Self::Cancelled(job) | Self::Completed { job, .. } => &job.device,
+            Self::Error { device, .. } => device,
+        }
+    }
+}
+
 /// `io-status` of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IoStatus {

@@ -141,7 +141,7 @@ impl Jobs {
         Ok(Arc::clone(&admission.job))
     }
 
-    /// Cancels all jobs and waits until each of them has put things in order. Nothing must be started meanwhile. Runs on a
+    /// Cancels all jobs and waits until each of them has put things in order and is dismissed. Nothing must be started meanwhile. Runs on a
     /// ring, not on that of the jobs.
     pub async fn quit(&self) {
         let jobs = self.list();
@@ -150,7 +150,7 @@ impl Jobs {
             let _ = job.cancel(true);
         }
         for job in &jobs {
-            let _ = job.over().await;
+            job.ends().await;
         }
     }
 }
@@ -247,6 +247,17 @@ impl Start {
     pub fn changes(&mut self) -> Vec<Change> {
         self.undo.armed = true;
         std::mem::take(&mut self.changes)
+    }
+
+    /// Lets everybody know that the job is there, before it begins: for several that begin together.
+    pub fn announce(&self) {
+        self.admission.job.begins(self.driver.completes());
+    }
+
+    /// Gives the job up as one that everybody has known of: its events say so.
+    pub fn give_up(self) {
+        self.announce();
+        self.admission.job.gives_up();
     }
 
     /// Begins, with the changes made and the nodes still drained.

@@ -75,7 +75,7 @@ pub fn stream(jobs: &Jobs, graph: &Graph, config: StreamConfig) -> Result<Start>
     let job = Arc::clone(&admission.job);
     let node = graph.get(top)?;
     if node.read_only() {
-        let message = format!("Block node is read-only: '{top}' cannot be streamed to");
+        let message = format!("Block node is read-only ('{top}', which is streamed to)");
         return Err(Error::new(Kind::ReadOnly, message));
     }
     // What it grew by would show zeroes only for as long as it stands on images that are shorter than the base.
@@ -119,19 +119,20 @@ fn base_of(
     chain: &[String],
     wanted: &StreamBase,
 ) -> Result<Option<(usize, String)>> {
-    let place = |name: &str, what: &str| {
+    let place = |name: &str, from: usize| {
         graph.get(name)?;
         let at = chain.iter().position(|there| there == name);
-        at.filter(|at| *at > 0).ok_or_else(|| {
-            let message = format!("Node '{name}' is not a {what} image of '{top}'");
+        at.filter(|at| *at >= from).ok_or_else(|| {
+            let message = format!("Node '{name}' is not a backing image of '{top}'");
             Error::new(Kind::Invalid, message)
         })
     };
     Ok(match wanted {
         StreamBase::None => None,
-        StreamBase::Node(name) => Some((place(name, "backing")?, name.clone())),
+        StreamBase::Node(name) => Some((place(name, 1)?, name.clone())),
         StreamBase::Bottom(name) => {
-            let next = place(name, "backing")? + 1;
+            // The image itself holds what it holds: nothing is copied then.
+            let next = place(name, 0)? + 1;
             chain.get(next).map(|name| (next, name.clone()))
         }
     })

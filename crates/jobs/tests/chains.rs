@@ -334,7 +334,7 @@ fn what_cannot_be_is_refused_in_the_words_of_qemu() {
         let grower = lab.graph.attach("top", grower).unwrap();
         assert_eq!(
             streamed("base"),
-            "Conflict on node 'top': grower has \"resize\", which block job 'j' does not share"
+            "Permission conflict on node 'top': permissions 'resize' are both required by grower and unshared by block job 'j'"
         );
         drop(grower);
         lab.qcow2("stranger", MIB, "", Some("one")).await;
@@ -378,8 +378,7 @@ fn nobody_sees_the_images_that_a_commit_changes() {
             lab.graph.insert(Some("filter"), filter, &["base"]).unwrap();
             for name in ["base", "one", "two", "filter"] {
                 let error = look(name).map(drop).unwrap_err().to_string();
-                let words =
-                    "export 'late' needs \"consistent read\", which block job 'c' does not share";
+                let words = "permissions 'consistent read' are both required by export 'late' and unshared by block job 'c'";
                 assert!(error.contains(words), "{name}: {error}");
             }
             drop(look("top").unwrap());

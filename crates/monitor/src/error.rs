@@ -223,6 +223,9 @@ pub enum Error {
     /// A node at the top without a name: nothing could ever refer to it.
     #[error("'node-name' must be specified for the root node")]
     NodeNameMissing,
+    /// A node that is to be opened anew, without a name.
+    #[error("node-name not specified")]
+    NodeNameNotSpecified,
     /// A node name that is not an identifier.
     #[error("Invalid node-name: '{}'", Plain(name))]
     InvalidNodeName {

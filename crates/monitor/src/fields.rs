@@ -155,9 +155,24 @@ impl<'t> Item<'t> {
             .ok_or_else(|| self.wrong_type("integer"))
     }
 
-    /// A whole number that is not negative.
+    /// A whole number of 64 bits without a sign. A negative one stands for the number of the same bits, as with QEMU.
     pub(crate) fn unsigned(&self) -> Result<u64, Error> {
-        self.value.as_u64().ok_or_else(|| self.wrong_type("uint64"))
+        let number = self.value.as_u64();
+        let number = number.or_else(|| self.value.as_i64().map(i64::cast_unsigned));
+        number.ok_or_else(|| self.expects("uint64"))
+    }
+
+    /// A whole number of 32 bits without a sign.
+    pub(crate) fn short(&self) -> Result<u32, Error> {
+        let number = self.unsigned()?;
+        u32::try_from(number).map_err(|_| self.expects("uint32_t"))
+    }
+
+    fn expects(&self, expected: &str) -> Error {
+        Error::Expects {
+            name: self.name.clone(),
+            expected: expected.to_owned(),
+        }
     }
 
     pub(crate) fn list(&self) -> Result<impl Iterator<Item = Item<'t>>, Error> {

@@ -23,6 +23,8 @@ const OURS: &[&str] = &[
     "blockdev-backup.on-cbw-error",
     "transaction.actions.[].data.on-cbw-error",
     "BLOCK_IO_ERROR.qom-path",
+    "query-named-block-nodes.[].children",
+    "query-named-block-nodes.[].image.limits",
     // Several since 11.
     "block-export-add.iothread",
     // Ours.

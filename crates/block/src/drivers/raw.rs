@@ -36,20 +36,25 @@ pub fn open_raw(child: Arc<dyn Node>, config: &RawConfig) -> Result<Arc<RawNode>
     let RawConfig { offset, size, .. } = *config;
     match size {
         Some(size) if !size.is_multiple_of(SECTOR) => {
-            return invalid(format!("raw: size {size} is not a multiple of {SECTOR}"));
+            return invalid(format!("Specified size is not multiple of {SECTOR}"));
+        }
+        None if offset > whole => {
+            return invalid(format!(
+                "Offset ({offset}) cannot be greater than size of the containing file ({whole})"
+            ));
         }
         None if !offset.is_multiple_of(SECTOR) => {
             return invalid(format!(
                 "raw: offset {offset} is not a multiple of {SECTOR}; give the size as well"
             ));
         }
+        Some(size) if check_range(whole, offset, size).is_err() => {
+            // With two spaces, as QEMU has it.
+            return invalid(format!(
+                "The sum of offset ({offset}) and size ({size}) has to be smaller or equal to the  actual size of the containing file ({whole})"
+            ));
+        }
         _ => {}
-    }
-    if check_range(whole, offset, size.unwrap_or(0)).is_err() {
-        let size = size.map_or(String::new(), |s| format!(" and size {s}"));
-        return invalid(format!(
-            "raw: offset {offset}{size} reach past the end of the node below, which has {whole} bytes"
-        ));
     }
     Ok(Arc::new(RawNode {
         child,

@@ -158,13 +158,15 @@ fn conflict(node: &str, new: &Claim, old: &Claim) -> Result<()> {
     let refused = new.perm & !old.lets(new);
     if !refused.is_empty() {
         return Err(busy(format!(
-            "Conflict on node '{node}': {new_who} needs {refused}, which {old_who} does not share"
+            "Permission conflict on node '{node}': permissions '{}' are both required by {new_who} and unshared by {old_who}",
+            refused.listed()
         )));
     }
     let denied = old.perm & !new.lets(old);
     if !denied.is_empty() {
         return Err(busy(format!(
-            "Conflict on node '{node}': {old_who} has {denied}, which {new_who} does not share"
+            "Permission conflict on node '{node}': permissions '{}' are both required by {old_who} and unshared by {new_who}",
+            denied.listed()
         )));
     }
     Ok(())

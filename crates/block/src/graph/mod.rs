@@ -99,7 +99,7 @@ impl Graph {
         self.0.lock().entry(name)?.bare().cloned()
     }
 
-    /// [`Kind::Busy`], and by whom, if the node is in use and so cannot be removed.
+    /// [`Kind::Busy`], and by whom, if the node is in use and so cannot be removed; [`Kind::Drained`] while it is drained.
     pub fn check_unused(&self, name: &str) -> Result<()> {
         self.0.lock().check_unused(name).map(drop)
     }
@@ -110,7 +110,7 @@ impl Graph {
     }
 
     /// Removes a node, and those nodes below it that go along ([`Graph::make_go_along`]) and that nobody else needs.
-    /// [`Kind::Busy`] if somebody uses it or a node stands above it. What was written is not flushed by this: close it
+    /// Errors as [`Graph::check_unused`]'s. What was written is not flushed by this: close it
     /// first ([`Graph::check_unused`], [`Node::close`]).
     pub fn remove(&self, name: &str) -> Result<()> {
         // The nodes are dropped, which closes files, when the lock is free again.
@@ -182,7 +182,7 @@ impl Graph {
     /// Makes `user` a user of the node for as long as the attachment lives. Refused, with both named, if it conflicts
     /// with another user of the node, of one above or of one below ([`Kind::Busy`]); if another process holds the
     /// image ([`Kind::Busy`]); if it writes and the node cannot ([`Kind::ReadOnly`]); while the node is drained
-    /// ([`Kind::Busy`]).
+    /// ([`Kind::Drained`]).
     pub fn attach(&self, name: &str, user: User) -> Result<Attachment> {
         let mut state = self.0.lock();
         let id = state.attach(name, user)?;

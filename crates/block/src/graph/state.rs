@@ -186,13 +186,17 @@ impl State {
 
     /// Puts the node of this name, which is being opened, above another one.
     pub(super) fn add_child(&mut self, name: &str, child: &str, role: ChildRole) -> Result<()> {
-        let index = self.find(name)?;
+        let mut index = self.find(name)?;
         let below = self.entry(child)?;
         below.node()?;
         let (child, island) = (Arc::clone(&below.name), below.island);
         let joined = self.entries[index].island;
         for entry in self.entries.iter_mut().filter(|e| e.island == island) {
             entry.island = joined;
+        }
+        // The child may have come after the place was taken. Nothing stands on a node that is being opened.
+        if self.find(&child)? > index {
+            index = self.move_behind_all(index);
         }
         let before = self.claims_around(index);
         self.entries[index].children.push((child, role));
@@ -201,6 +205,18 @@ impl State {
             self.entries[index].children.pop();
             self.relax(&before);
         })
+    }
+
+    /// Puts a node that nothing stands on behind all others, and returns its index.
+    fn move_behind_all(&mut self, index: usize) -> usize {
+        let entry = self.entries.remove(index);
+        for place in self.places.values_mut().filter(|place| **place > index) {
+            *place -= 1;
+        }
+        let last = self.entries.len();
+        self.places.insert(Arc::clone(&entry.name), last);
+        self.entries.push(entry);
+        last
     }
 
     /// Puts the node at its place. On an error the place stays as it was.
@@ -268,7 +284,8 @@ impl State {
             return Err(busy(format!("Node {name} is in use by {by}")));
         }
         if self.drains_of(name).next().is_some() {
-            return Err(busy(format!("Node {name} is in use: it is being drained")));
+            let message = format!("Node {name} is in use: it is being drained");
+            return Err(Error::new(Kind::Drained, message));
         }
         Ok(index)
     }
@@ -360,12 +377,15 @@ impl State {
         let node = self.entries[index].node()?;
         let writes = Permissions::WRITE | Permissions::RESIZE;
         if !(user.perm & writes).is_empty() && node.read_only() {
-            let message = format!("Node '{name}' is read-only: {} cannot write it", user.name);
+            let message = format!(
+                "Block node is read-only ('{name}', which {} needs to write)",
+                user.name
+            );
             return Err(Error::new(Kind::ReadOnly, message));
         }
         if self.drains_of(name).next().is_some() {
             let message = format!("Node '{name}' is being drained: {} must wait", user.name);
-            return Err(busy(message));
+            return Err(Error::new(Kind::Drained, message));
         }
         let before = self.claims_around(index);
         self.next_user += 1;

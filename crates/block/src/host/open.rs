@@ -179,34 +179,38 @@ fn open_either(options: &Options) -> std::result::Result<(OwnedFd, bool), Errno>
 
 fn check_type(path: &str, kind: HostKind, stat: &rustix::fs::Stat) -> Result<()> {
     let is = FileType::from_raw_mode(stat.st_mode);
+    let failed = |errno: i32, why: &str| {
+        let message = format!("Could not open '{path}': {why}");
+        Err(Error::new(Kind::Os(errno), message))
+    };
     let message = match (is, kind) {
         (FileType::RegularFile, HostKind::Regular) | (FileType::BlockDevice, HostKind::Device) => {
             return Ok(());
         }
         (FileType::Directory, _) => {
-            let error = Error::new(
-                Kind::Os(libc::EISDIR),
-                format!("Could not open '{path}': Is a directory; name the image file in it"),
+            return failed(libc::EISDIR, "Is a directory (name the image file in it)");
+        }
+        (FileType::Socket, _) => {
+            return failed(libc::ENXIO, "No such device or address (it is a socket)");
+        }
+        (FileType::CharacterDevice, HostKind::Device) => {
+            return failed(
+                libc::ENOTBLK,
+                "it is a character device, which cannot hold a disk image",
             );
-            return Err(error);
         }
-        (FileType::BlockDevice, HostKind::Regular) => {
-            "it is a block device: use the driver 'host_device' for it"
+        (is, HostKind::Regular) => {
+            let hint = match is {
+                FileType::BlockDevice => " (use the driver 'host_device' for a block device)",
+                _ => "",
+            };
+            format!("'file' driver requires '{path}' to be a regular file{hint}")
         }
-        (FileType::RegularFile, HostKind::Device) => {
-            "it is a regular file: use the driver 'file' for it"
-        }
-        (FileType::Fifo, _) => "it is a fifo, which cannot hold a disk image",
-        (FileType::Socket, _) => "it is a socket, which cannot hold a disk image",
-        (FileType::CharacterDevice, _) => {
-            "it is a character device, which cannot hold a disk image"
-        }
-        _ => "it is neither a regular file nor a block device",
+        (_, HostKind::Device) => format!(
+            "'host_device' driver requires '{path}' to be either a character or block device (use the driver 'file' for a regular file)"
+        ),
     };
-    Err(Error::new(
-        Kind::Invalid,
-        format!("Could not open '{path}': {message}"),
-    ))
+    Err(Error::new(Kind::Invalid, message))
 }
 
 fn refused(path: &str, errno: Errno) -> Error {

@@ -2,6 +2,7 @@
 //! thread calls; nothing here may wait for a disk or a client.
 
 use std::sync::mpsc::Sender;
+use std::time::Instant;
 
 use super::{Daemon, Event};
 use crate::qsd::monitor;
@@ -11,8 +12,17 @@ pub trait Attendant {
     /// Carries out a command. Called on the main thread.
     fn carry_out(&mut self, daemon: &mut Daemon, request: monitor::Request);
 
-    /// An export has ended and left nothing behind.
+    /// When commands that wait for something are to be tried again, if there are any: [`Attendant::again`] is called then.
+    fn due(&self) -> Option<Instant>;
+
+    /// Carries out what waits, as far as it can be by now. Called on the main thread.
+    fn again(&mut self, daemon: &mut Daemon);
+
+    /// An export has ended and left nothing behind. When everything ends, the youngest comes first.
     fn export_gone(&mut self, id: &str);
+
+    /// Everything ends, and this is so for all exports.
+    fn exports_gone(&mut self);
 
     /// What [`Daemon::errand`] asked for.
     fn look_after(&mut self);
@@ -44,7 +54,15 @@ impl Attendant for Nobody {
         drop(request);
     }
 
+    fn due(&self) -> Option<Instant> {
+        None
+    }
+
+    fn again(&mut self, _: &mut Daemon) {}
+
     fn export_gone(&mut self, _: &str) {}
+
+    fn exports_gone(&mut self) {}
 
     fn look_after(&mut self) {}
 

@@ -5,7 +5,7 @@ use std::sync::mpsc::Sender;
 
 use diskfuse_fuse::{End, Export};
 
-use super::{Daemon, Event, Key, spawn};
+use super::{Attendant, Daemon, Event, Key, spawn};
 use crate::control::protocol::{Answer, Unmount, WirePath};
 use crate::error::Error;
 
@@ -137,6 +137,22 @@ impl Daemon {
             let _ = reply.send(answer.clone());
         }
         Some(id)
+    }
+
+    /// Tells of exports that are gone. At the end the youngest comes first, as with QEMU, although they end all at once.
+    pub(super) fn tell_of_gone(&mut self, attendant: &mut dyn Attendant) {
+        while let Some((&youngest, _)) = self.gone.last_key_value() {
+            let left = self.exports.last_key_value();
+            if self.ending && left.is_some_and(|(&left, _)| left > youngest) {
+                return;
+            }
+            if let Some(id) = self.gone.remove(&youngest) {
+                attendant.export_gone(&id);
+            }
+        }
+        if self.ending && self.exports.is_empty() {
+            attendant.exports_gone();
+        }
     }
 
     pub(super) fn unmount(&mut self, mountpoint: &WirePath, how: Unmount, reply: Sender<Answer>) {

@@ -6,7 +6,7 @@ use diskfuse_monitor::{
 };
 
 use super::commands::Commands;
-use super::{suggest, trouble};
+use super::trouble;
 use crate::daemon::{Daemon, NewExport, own_threads};
 use crate::error::{Error, Result};
 
@@ -20,7 +20,7 @@ pub fn add(daemon: &mut Daemon, host: &Commands, options: &ExportOptions) -> Res
             "Block export id '{id}' is already in use"
         )));
     }
-    check_node(daemon, &options.node_name)?;
+    host.nodes.check_node(&options.node_name)?;
     let mut own = Vec::new();
     let iothreads = match &options.threads {
         ExportThreads::Node => vec![objects.main()?],
@@ -66,7 +66,6 @@ pub fn add(daemon: &mut Daemon, host: &Commands, options: &ExportOptions) -> Res
         made: None,
         idle_timeout: None,
     };
-    host.nodes.await_end_of_drains(&options.node_name);
     daemon.start_export(new).map(drop)
 }
 
@@ -88,17 +87,4 @@ fn transport(options: &TransportOptions) -> diskfuse_fuse::TransportOptions {
             Placement::Cpus(cpus) => diskfuse_fuse::Placement::Cpus(cpus.clone()),
         },
     }
-}
-
-/// QEMU looks for a node by another way here than elsewhere, and says so in other words.
-fn check_node(daemon: &Daemon, name: &str) -> Result<()> {
-    let graph = daemon.graph();
-    if graph.get(name).is_ok() {
-        return Ok(());
-    }
-    let names = graph.names();
-    let hint = suggest::hint(name, names.iter().map(String::as_str));
-    Err(Error::Refused(format!(
-        "Cannot find device='' nor node-name='{name}'{hint}"
-    )))
 }

@@ -25,7 +25,7 @@ use super::{filters, qcow2, suggest};
 use crate::error::{Error, Result};
 
 /// How long requests in flight are waited for before something is changed.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What makes nodes, and changes them.
 pub struct Nodes {
@@ -110,20 +110,11 @@ impl Nodes {
         let end = Instant::now() + PATIENCE;
         loop {
             match self.graph.remove(name) {
-                Err(error) if error.kind() == Kind::Busy && Instant::now() < end => {
+                Err(error) if error.kind() == Kind::Drained && Instant::now() < end => {
                     std::thread::sleep(Duration::from_millis(1));
                 }
                 outcome => return Ok(outcome?),
             }
-        }
-    }
-
-    /// Waits until nobody drains the node, who could not get a new user meanwhile: jobs do so for moments. Not for longer than a disk
-    /// that works may take.
-    pub(super) fn await_end_of_drains(&self, name: &str) {
-        let end = Instant::now() + PATIENCE;
-        while self.graph.is_drained(name) && Instant::now() < end {
-            std::thread::sleep(Duration::from_millis(1));
         }
     }
 
@@ -160,9 +151,29 @@ impl Nodes {
         )))
     }
 
+    /// [`Nodes::check_there`] for a word that can only mean a node.
+    pub(super) fn check_node(&self, name: &str) -> Result<()> {
+        let names = self.graph.names();
+        if names.iter().any(|there| there == name) {
+            return Ok(());
+        }
+        let hint = suggest::hint(name, names.iter().map(String::as_str));
+        Err(Error::Refused(format!(
+            "Cannot find device='' nor node-name='{name}'{hint}"
+        )))
+    }
+
     fn make(&self, options: &BlockdevOptions) -> Result<String> {
         let graph = &self.graph;
         let name = options.node_name.as_deref();
+        if let BlockDriver::File(file) | BlockDriver::HostDevice(file) = &options.driver
+            && file.filename.as_os_str().is_empty()
+        {
+            let driver = options.driver.name();
+            return Err(Error::Refused(format!(
+                "The '{driver}' block driver requires a file name"
+            )));
+        }
         match &options.driver {
             BlockDriver::NullCo(null) => insert(
                 graph,
@@ -332,7 +343,8 @@ mod tests {
             "raw,node-name=r,offset=2M,file.driver=null-co,file.size=1M",
         )
         .unwrap_err();
-        assert!(error.to_string().contains("past the end"), "{error}");
+        let words = "Offset (2097152) cannot be greater than size of the containing file (1048576)";
+        assert_eq!(error.to_string(), words);
         assert_eq!(graph.names(), [""; 0]);
     }
 

@@ -177,9 +177,12 @@ impl Objects {
             match named.get(id) {
                 None => return Err(Error::Refused(format!("object '{id}' not found"))),
                 Some(object) if is_used(&object.thing) => {
-                    return Err(Error::Refused(format!(
-                        "object '{id}' is in use, can not be deleted"
-                    )));
+                    return Err(Error::Refused(match &object.thing {
+                        Thing::ThrottleGroup(_) => {
+                            format!("Cannot delete throttle group '{id}' with active references")
+                        }
+                        _ => format!("object '{id}' is in use, can not be deleted"),
+                    }));
                 }
                 Some(_) => named.remove(id),
             }

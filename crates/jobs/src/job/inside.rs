@@ -11,9 +11,18 @@ use crate::policy::{self, OnError};
 use crate::status::{Status, Verb};
 
 impl Job {
+    /// It is there from now on, and can be `completed` by hand or not. Once is enough.
     pub(crate) fn begins(&self, completes: bool) {
-        self.completes.get_or_init(|| completes);
-        self.update(|state| state.go(Status::Created));
+        if self.completes.set(completes).is_ok() {
+            self.update(|state| state.go(Status::Created));
+        }
+    }
+
+    /// It was there and comes to nothing before it has run.
+    pub(crate) fn gives_up(&self) {
+        for next in [Status::Aborting, Status::Concluded, Status::Null] {
+            self.go(next);
+        }
     }
 
     /// It was cancelled along with its transaction.
@@ -129,10 +138,6 @@ impl Job {
         let mut state = self.state.lock();
         let State { done, total, .. } = &mut *state;
         change(done, total);
-    }
-
-    pub(crate) fn set_actively_synced(&self, synced: bool) {
-        self.state.lock().actively_synced = Some(synced);
     }
 
     /// Bytes of one piece, `most` at most.

@@ -93,7 +93,6 @@ struct State {
     total: u64,
     error: Option<String>,
     io_status: IoStatus,
-    actively_synced: Option<bool>,
     events: Vec<JobEvent>,
     /// The outbox's number of the last one.
     posted: u64,
@@ -168,7 +167,6 @@ impl Job {
             total: 0,
             error: None,
             io_status: IoStatus::Ok,
-            actively_synced: None,
             events: Vec::new(),
             posted: 0,
         };
@@ -230,17 +228,19 @@ impl Job {
             return None;
         }
         let state = self.state.lock();
+        let ready = matches!(state.status, Status::Ready | Status::Standby);
+        let is_mirror = self.kind == JobType::Mirror;
         Some(BlockJobInfo {
             job: self.data(&state),
             busy: state.in_flight > 0,
             paused: state.paused,
             io_status: state.io_status,
-            ready: matches!(state.status, Status::Ready | Status::Standby),
+            ready,
             status: state.status,
             auto_finalize: self.auto_finalize,
             auto_dismiss: self.auto_dismiss,
             error: state.error.clone(),
-            actively_synced: state.actively_synced,
+            actively_synced: is_mirror.then(|| ready && self.is_write_blocking()),
         })
     }
 
@@ -395,14 +395,29 @@ impl Job {
     /// Resolves when its work is over, for good or ill, and everybody has heard of it: to why it failed, if it did. From any
     /// thread that runs a ring.
     pub async fn over(&self) -> std::result::Result<(), String> {
+        self.reaches(Status::is_over).await.map_or(Ok(()), Err)
+    }
+
+    /// Dismisses it as soon as its work is over, unless it does so by itself. Resolves when everybody has heard that it is gone.
+    pub(crate) async fn ends(&self) {
+        // It says why it failed to those who listen to its events.
+        let _ = self.over().await;
+        if !self.auto_dismiss {
+            // Whoever was faster has done the same.
+            let _ = self.dismiss();
+        }
+        let _ = self.reaches(|status| status == Status::Null).await;
+    }
+
+    /// Resolves when it has such a status and everybody has heard of it: to why it failed, if it did.
+    async fn reaches(&self, is_there: impl Fn(Status) -> bool) -> Option<String> {
         let look = || {
             let state = self.state.lock();
-            let is_over = state.status.is_over();
-            is_over.then(|| (state.posted, state.error.clone()))
+            is_there(state.status).then(|| (state.posted, state.error.clone()))
         };
         let (posted, error) = self.changed.until(look).await;
         self.outbox.delivered(posted).await;
-        error.map_or(Ok(()), Err)
+        error
     }
 }
 

@@ -461,12 +461,8 @@ impl Driver for Mirror {
         }
         let all = matches!(self.scope, Scope::All);
         self.tracker.begin(source.size(), all)?;
-        if job.kind() == JobType::Mirror {
-            let blocking = self.config.copy_mode == CopyMode::WriteBlocking;
-            if blocking {
-                job.begin_write_blocking();
-            }
-            job.set_actively_synced(blocking);
+        if job.kind() == JobType::Mirror && self.config.copy_mode == CopyMode::WriteBlocking {
+            job.begin_write_blocking();
         }
         Ok(())
     }

@@ -94,6 +94,14 @@ impl BlkdebugIoType {
         ("flush", Self::Flush),
         ("block-status", Self::BlockStatus),
     ];
+
+    /// The word.
+    pub fn word(self) -> &'static str {
+        let mut words = Self::WORDS.iter();
+        words
+            .find(|(_, kind)| *kind == self)
+            .map_or("", |(word, _)| *word)
+    }
 }
 
 /// All events of QEMU's schema (`BlkdebugEvent`). Most speak of what happens inside formats of QEMU.

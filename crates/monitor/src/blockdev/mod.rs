@@ -410,7 +410,11 @@ fn read_cache(fields: &mut Fields<'_>, around: CacheOptions) -> Result<CacheOpti
     Ok(CacheOptions { direct, no_flush })
 }
 
-fn check_node_name(name: &str) -> Result<(), Error> {
+/// Whether a node could have this name.
+///
+/// # Errors
+/// [`Error::InvalidNodeName`], [`Error::NodeNameTooLong`].
+pub fn check_node_name(name: &str) -> Result<(), Error> {
     if !ident::well_formed(name) {
         return Err(Error::InvalidNodeName {
             name: name.to_owned(),

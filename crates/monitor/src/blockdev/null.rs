@@ -16,9 +16,6 @@ pub struct NullOptions {
     pub read_zeroes: bool,
 }
 
-/// The size of a disk when nothing is said: 1 GiB.
-const DEFAULT_SIZE: u64 = 1 << 30;
-
 pub(super) const DRIVERS: &[Driver] = &[
     ("null-co", |fields, _| {
         NullOptions::read(fields).map(BlockDriver::NullCo)
@@ -28,14 +25,29 @@ pub(super) const DRIVERS: &[Driver] = &[
     }),
 ];
 
+impl Default for NullOptions {
+    fn default() -> Self {
+        Self {
+            size: 1 << 30,
+            latency_ns: 0,
+            read_zeroes: false,
+        }
+    }
+}
+
 impl NullOptions {
     fn read(fields: &mut Fields<'_>) -> Result<Self, Error> {
-        let size = fields.bytes("size")?.unwrap_or(DEFAULT_SIZE);
-        let latency = fields.integer("latency-ns")?.unwrap_or(0);
-        let latency_ns = u64::try_from(latency).map_err(|_| Error::Invalid {
-            name: "latency-ns".to_owned(),
-        })?;
-        let read_zeroes = fields.boolean("read-zeroes")?.unwrap_or(false);
+        let default = Self::default();
+        let size = fields.bytes("size")?.unwrap_or(default.size);
+        let latency_ns = match fields.integer("latency-ns")? {
+            None => default.latency_ns,
+            Some(latency) => u64::try_from(latency).map_err(|_| Error::Invalid {
+                name: "latency-ns".to_owned(),
+            })?,
+        };
+        let read_zeroes = fields
+            .boolean("read-zeroes")?
+            .unwrap_or(default.read_zeroes);
         Ok(Self {
             size,
             latency_ns,

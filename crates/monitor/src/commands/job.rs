@@ -1,5 +1,7 @@
 //! Arguments and answers of the commands that start and steer jobs (`qapi/job.json`, `qapi/block-core.json`).
 
+use serde_json::Value;
+
 use super::kind::{Arguments, Kind, Members, ReadableMember, record, words};
 use super::shape::{Definition, MemberShape, STR, Shape};
 use crate::error::Error;
@@ -225,7 +227,7 @@ record! {
         /// Bytes per second; by default no limit.
         "speed" speed: Option<i64>,
         /// Bytes that one bit of the record of changes stands for: a power of two from 512 to 64 MiB.
-        "granularity" granularity: Option<u64>,
+        "granularity" granularity: Option<u32>,
         /// Bytes in flight at most.
         "buf-size" buf_size: Option<i64>,
         /// After an error of the source; by default report.
@@ -276,8 +278,8 @@ words! {
 }
 
 record! {
-    /// One of what `query-block-jobs` answers (`BlockJobInfo`).
-    struct BlockJobInfo {
+    /// What `query-block-jobs` says of every job.
+    struct AnyJobInfo {
         /// What it does.
         "type" kind: JobType,
         /// The job.
@@ -304,6 +306,57 @@ record! {
         "auto-dismiss" auto_dismiss: bool,
         /// Why it failed.
         "error" error: Option<String>,
+    }
+}
+
+record! {
+    /// What it says of a mirror besides (`BlockJobInfoMirror`).
+    struct MirrorInfo {
+        /// Whether every write reaches the target before it is answered.
+        "actively-synced" actively_synced: bool,
+    }
+}
+
+/// One of what `query-block-jobs` answers (`BlockJobInfo`).
+#[derive(Debug, Clone, PartialEq)]
+pub struct BlockJobInfo {
+    /// What is said of every job.
+    pub job: AnyJobInfo,
+    /// Of a mirror only.
+    pub mirror: Option<MirrorInfo>,
+}
+
+impl Kind for BlockJobInfo {
+    fn shape() -> Shape {
+        Shape::Named("BlockJobInfo", || {
+            let every = match AnyJobInfo::shape() {
+                Shape::Named(_, definition) => definition(),
+                _ => Definition::object(Vec::new()),
+            };
+            let members = match every {
+                Definition::Object { members, .. } => members,
+                _ => Vec::new(),
+            };
+            let of = |(word, kind): &(&'static str, JobType)| match kind {
+                JobType::Mirror => (*word, MirrorInfo::shape()),
+                _ => (*word, <()>::shape()),
+            };
+            let variants = JobType::WORDS.iter().map(of).collect();
+            Definition::Object {
+                members,
+                variants: Some(("type", variants)),
+            }
+        })
+    }
+
+    fn to_value(&self) -> Value {
+        let mut value = self.job.to_value();
+        if let (Some(Value::Object(more)), Value::Object(members)) =
+            (self.mirror.as_ref().map(Kind::to_value), &mut value)
+        {
+            members.extend(more);
+        }
+        value
     }
 }
 

@@ -156,6 +156,22 @@ impl Readable for u64 {
     }
 }
 
+impl Kind for u32 {
+    fn shape() -> Shape {
+        Shape::Builtin("int")
+    }
+
+    fn to_value(&self) -> Value {
+        Value::from(*self)
+    }
+}
+
+impl Readable for u32 {
+    fn from_item(item: &Item<'_>) -> Result<Self, Error> {
+        item.short()
+    }
+}
+
 /// Any value.
 impl Kind for Value {
     fn shape() -> Shape {

@@ -22,7 +22,11 @@ impl Kind for BlockdevOptions {
 
 impl Readable for BlockdevOptions {
     fn from_item(item: &Item<'_>) -> Result<Self, Error> {
-        Self::from_fields(item.group()?)
+        Self::from_fields(item.group()?).map_err(|error| match error {
+            // QEMU has other words for it in a list.
+            Error::NodeNameMissing => Error::NodeNameNotSpecified,
+            error => error,
+        })
     }
 }
 

@@ -106,6 +106,13 @@ macro_rules! actions {
 
         const ACTIONS: &[&str] = &[$($word,)*];
 
+        impl Action {
+            /// Its `type`.
+            pub fn word(&self) -> &'static str {
+                match self { $(Self::$variant(_) => $word,)* }
+            }
+        }
+
         impl Kind for Action {
             fn shape() -> Shape {
                 Shape::Named("Action", || Definition::Object {

@@ -14,7 +14,11 @@ In general:
 * What a client may ask for is told by `query-commands` and `query-qmp-schema`, which tell of nothing that is not here.
 * The greeting and `query-version` say 10.0.0, with `diskfuse` and its version as the package: clients that decide by the version
   ask for nothing newer than what is here.
-* Messages have QEMU's wording; a hint may follow in parentheses. The error classes are QEMU's.
+* Messages have QEMU's wording; a hint may follow in parentheses. The error classes are QEMU's. Where permissions conflict, users are
+  called by their names (`export 'e'`), not `an unnamed block device`.
+* A job without `job-id` is called like the node that it works on; QEMU refuses it, as nodes are no devices.
+* Queries that only look (`query-version`, `query-commands`, `query-qmp-schema`, `query-chardev`, `query-chardev-backends`) may be
+  given out of band; QEMU's daemon has no command that may.
 * `--blockdev`, `--object` and `--export` also take `@FILE`, a file with JSON objects; `--log`, `--event-loop` and `--sandbox` are ours.
 * An export is mounted as `fuse.diskfuse`.
 * Jobs put no nodes into the graph that others can see. Dirty bitmaps are kept in memory.
@@ -195,25 +199,33 @@ pub const NOTES: &[(&str, &str)] = &[
          itself (`passthrough`)",
     ),
     (
-        "query-block-jobs",
-        "a mirror's `actively-synced` is left out",
+        "query-blockstats",
+        "what exports have done is counted, for the node that each shows; `driver-specific` is left out",
     ),
     (
         "query-named-block-nodes",
-        "`children`, `image.limits` and `format-specific` of files are left out; a filter's `file` is the name of the file below",
-    ),
-    (
-        "block_resize",
-        "lets the file below a raw node in use be resized as well, which QEMU refuses",
-    ),
-    (
-        "blockdev-snapshot",
-        "also of a node in the middle of a chain, which QEMU refuses",
+        "nodes without a name of their own come first; the members of a name that is `json:{…}` have another order",
     ),
     (
         "blockdev-reopen",
-        "`backing` may be left out if there is one; a file that is opened for reading only takes the idle image above it along, \
-         which QEMU refuses",
+        "a file that is opened for reading only takes the idle image above it along, which QEMU refuses; nodes below are named, not \
+         written inside",
+    ),
+    (
+        "blockdev-mirror",
+        "also of a node that others stand on, which QEMU calls no root; a target of another size is refused at once, not by the job",
+    ),
+    (
+        "block-commit",
+        "also of a node that others stand on, which QEMU calls no root",
+    ),
+    (
+        "blockdev-snapshot-internal-sync",
+        "also in an image that others stand on, which QEMU calls no root",
+    ),
+    (
+        "blockdev-snapshot-delete-internal-sync",
+        "also in an image that others stand on, which QEMU calls no root",
     ),
     (
         "BLOCK_EXPORT_DELETED",
@@ -221,7 +233,7 @@ pub const NOTES: &[(&str, &str)] = &[
     ),
     (
         "JOB_STATUS_CHANGE",
-        "the last one, to `null`, is not sent for jobs that `quit` ends, and none at all for the jobs of a transaction that fails",
+        "none, to `paused` and back, for the moments in which a job stands still because its node is drained",
     ),
     (
         "block-dirty-bitmap-add",

@@ -2,7 +2,9 @@
 
 use diskfuse_jobs::{BlockJobData, JobEvent};
 use diskfuse_monitor::Event;
-use diskfuse_monitor::commands::{BlockJobInfo, IoStatus, JobInfo, JobStatus, JobType};
+use diskfuse_monitor::commands::{
+    AnyJobInfo, BlockJobInfo, IoStatus, JobInfo, JobStatus, JobType, MirrorInfo,
+};
 use diskfuse_monitor::qmp::event::{
     BlockJobCancelled, BlockJobCompleted, BlockJobError, BlockJobPending, BlockJobReady,
     ErrorAction, IoOperation, JobStatusChange,
@@ -123,7 +125,7 @@ pub fn block_job_info(info: diskfuse_jobs::BlockJobInfo) -> BlockJobInfo {
         offset,
         speed,
     } = info.job;
-    BlockJobInfo {
+    let job = AnyJobInfo {
         kind: kind(what),
         device,
         len: signed(len),
@@ -141,5 +143,10 @@ pub fn block_job_info(info: diskfuse_jobs::BlockJobInfo) -> BlockJobInfo {
         auto_finalize: info.auto_finalize,
         auto_dismiss: info.auto_dismiss,
         error: info.error,
+    };
+    let mirror = |actively_synced| MirrorInfo { actively_synced };
+    BlockJobInfo {
+        job,
+        mirror: info.actively_synced.map(mirror),
     }
 }

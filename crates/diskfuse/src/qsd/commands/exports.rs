@@ -56,7 +56,7 @@ fn becomes_idle(export: &Export) -> bool {
     true
 }
 
-/// `query-block-exports`.
+/// `query-block-exports`: as with QEMU the youngest comes first.
 pub fn query(daemon: &Daemon) -> Vec<BlockExportInfo> {
     let all = daemon.exports().map(|(export, stopping)| BlockExportInfo {
         id: export.id().to_owned(),
@@ -64,5 +64,7 @@ pub fn query(daemon: &Daemon) -> Vec<BlockExportInfo> {
         node_name: export.node_name(),
         shutting_down: stopping,
     });
-    all.collect()
+    let mut all: Vec<_> = all.collect();
+    all.reverse();
+    all
 }

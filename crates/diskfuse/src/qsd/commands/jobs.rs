@@ -9,6 +9,7 @@ use diskfuse_jobs::{
     BackupConfig, BackupSync, BitmapMode, CommitConfig, CopyMode, Job, JobConfig, MirrorConfig,
     MirrorSync, OnCbwError, OnError, Start, StreamBase, StreamConfig, Transaction,
 };
+use diskfuse_monitor::blockdev;
 use diskfuse_monitor::commands::{
     self, BitmapSyncMode, BlockCommit, BlockJobCancel, BlockJobChange, BlockJobSetSpeed,
     BlockStream, BlockdevBackup, BlockdevMirror, SyncMode,
@@ -66,19 +67,41 @@ fn begin(host: &Commands, start: Start) -> Result<()> {
 
 /// `block-stream`. The image is opened for writing if it is not, as one below another.
 pub fn stream(host: &mut Commands, what: &BlockStream) -> Result<()> {
-    live::find(&host.nodes, &what.device)?;
-    let given = [&what.base, &what.base_node, &what.bottom];
-    if given.iter().filter(|end| end.is_some()).count() > 1 {
-        return Err(Error::refused(
-            "'base', 'base-node' and 'bottom' cannot be specified together",
-        ));
+    let given = [
+        ("base", &what.base),
+        ("bottom", &what.bottom),
+        ("base-node", &what.base_node),
+    ];
+    let mut given = given.into_iter().filter(|(_, end)| end.is_some());
+    if let (Some((one, _)), Some((other, _))) = (given.next(), given.next()) {
+        return Err(Error::Refused(format!(
+            "'{one}' and '{other}' cannot be specified at the same time"
+        )));
     }
+    live::find(&host.nodes, &what.device)?;
+    check_filter_name(host, what.filter_node_name.as_ref())?;
     let base = match (&what.base, &what.base_node, &what.bottom) {
         (Some(file), _, _) => StreamBase::Node(in_chain(host, &what.device, file)?),
-        (_, Some(node), _) => StreamBase::Node(node.clone()),
-        (_, _, Some(node)) => StreamBase::Bottom(node.clone()),
+        (_, Some(node), _) => {
+            host.nodes.check_node(node)?;
+            StreamBase::Node(node.clone())
+        }
+        (_, _, Some(node)) => {
+            host.nodes.check_node(node)?;
+            StreamBase::Bottom(node.clone())
+        }
         _ => StreamBase::None,
     };
+    let is_all = match &base {
+        StreamBase::None => true,
+        StreamBase::Node(_) => false,
+        StreamBase::Bottom(node) => below(host, node)?.is_none(),
+    };
+    if is_all && what.backing_file.is_some() {
+        return Err(Error::refused(
+            "backing file specified, but streaming the entire chain",
+        ));
+    }
     let config = StreamConfig {
         base,
         backing_file: what.backing_file.clone(),
@@ -93,7 +116,6 @@ pub fn stream(host: &mut Commands, what: &BlockStream) -> Result<()> {
 
 /// `block-commit`. The base, and an image above the top, are opened for writing if they are not.
 pub fn commit(host: &mut Commands, what: &BlockCommit) -> Result<()> {
-    live::find(&host.nodes, &what.device)?;
     if what.base.is_some() && what.base_node.is_some() {
         return Err(Error::refused(
             "'base-node' and 'base' are mutually exclusive",
@@ -104,19 +126,36 @@ pub fn commit(host: &mut Commands, what: &BlockCommit) -> Result<()> {
             "'top-node' and 'top' are mutually exclusive",
         ));
     }
+    if live::find(&host.nodes, &what.device).is_err() {
+        return Err(Error::Refused(format!(
+            "Device '{}' not found",
+            what.device
+        )));
+    }
+    check_filter_name(host, what.filter_node_name.as_ref())?;
     let device = host.nodes.graph.bare(&what.device)?.filename();
     // The device is the top of its chain.
     let top = what.top.clone().filter(|top| Some(top) != device.as_ref());
     let named = |node: &Option<String>, file: &Option<String>| match (node, file) {
         (Some(node), _) => {
-            live::find(&host.nodes, node)?;
+            host.nodes.check_node(node)?;
             Ok(Some(node.clone()))
         }
         (None, Some(file)) => in_chain(host, &what.device, file).map(Some),
         (None, None) => Ok::<_, Error>(None),
     };
+    let top = named(&what.top_node, &top).map_err(|error| match (&what.top_node, &top) {
+        (None, Some(file)) => Error::Refused(format!("Top image file {file} not found")),
+        _ => error,
+    })?;
+    if what.backing_file.is_some() && top.as_ref().is_none_or(|top| *top == what.device) {
+        return Err(Error::Refused(format!(
+            "'backing-file' specified, but '{}' is the active layer",
+            what.device
+        )));
+    }
     let config = CommitConfig {
-        top: named(&what.top_node, &top)?,
+        top,
         base: named(&what.base_node, &what.base)?,
         backing_file: what.backing_file.clone(),
         on_error: on_error(what.on_error),
@@ -183,14 +222,12 @@ pub fn backup(
 ) -> Result<Start> {
     live::find(&host.nodes, &what.device)?;
     live::find(&host.nodes, &what.target)?;
-    let mode = bitmap_mode(what)?;
-    let bitmap = match (&what.bitmap, mode) {
-        (Some(name), Some(mode)) => {
-            let bitmap = host.bitmaps.usable(&what.device, name)?;
-            Some((bitmap, mode))
-        }
-        _ => None,
-    };
+    let bitmap = what.bitmap.as_ref();
+    let bitmap = bitmap.map(|name| host.bitmaps.usable(&what.device, name));
+    let bitmap = bitmap.transpose()?.zip(bitmap_mode(what)?);
+    let of_filter = |error: Error| Error::Refused(format!("Could not create node: {error}"));
+    check_filter_name(host, what.filter_node_name.as_ref()).map_err(of_filter)?;
+    check_writable(host, &what.target).map_err(of_filter)?;
     let sync = match what.sync {
         SyncMode::Full => BackupSync::Full,
         SyncMode::Top => BackupSync::Top,
@@ -277,12 +314,18 @@ pub fn mirror(host: &Commands, what: &BlockdevMirror) -> Result<()> {
         SyncMode::Full => MirrorSync::Full,
         SyncMode::Top => MirrorSync::Top,
         SyncMode::None => MirrorSync::None,
-        SyncMode::Incremental | SyncMode::Bitmap => {
-            return Err(Error::refused(
-                "Sync mode 'incremental' not supported for mirror",
-            ));
+        mode @ (SyncMode::Incremental | SyncMode::Bitmap) => {
+            return Err(Error::Refused(format!(
+                "Sync mode '{}' not supported",
+                mode.word()
+            )));
         }
     };
+    if what.buf_size.is_some_and(|bytes| bytes < 0) {
+        return Err(Error::refused("Invalid parameter 'buf-size'"));
+    }
+    check_filter_name(host, what.filter_node_name.as_ref())?;
+    check_writable(host, &what.target)?;
     if let Some(granularity) = what.granularity
         && granularity != 0
     {
@@ -301,7 +344,7 @@ pub fn mirror(host: &Commands, what: &BlockdevMirror) -> Result<()> {
         replaces: what.replaces.clone(),
         sync,
         copy_mode: what.copy_mode.map_or(CopyMode::Background, copy_mode),
-        granularity: what.granularity.filter(|bytes| *bytes != 0),
+        granularity: what.granularity.filter(|bytes| *bytes != 0).map(u64::from),
         on_source_error: on_error(what.on_source_error),
         on_target_error: on_error(what.on_target_error),
         ..MirrorConfig::new(common!(what).config(None)?, &what.device, &what.target)
@@ -310,6 +353,26 @@ pub fn mirror(host: &Commands, what: &BlockdevMirror) -> Result<()> {
         host,
         diskfuse_jobs::mirror(&host.jobs, &host.nodes.graph, config)?,
     )
+}
+
+/// A job puts no node into the graph, but what it is to be called must be a name that one could have.
+fn check_filter_name(host: &Commands, name: Option<&String>) -> Result<()> {
+    let Some(name) = name else { return Ok(()) };
+    if host.nodes.graph.names().contains(name) {
+        return Err(Error::Refused(format!(
+            "Duplicate nodes with node-name='{name}'"
+        )));
+    }
+    Ok(blockdev::check_node_name(name)?)
+}
+
+fn check_writable(host: &Commands, target: &str) -> Result<()> {
+    if host.nodes.graph.bare(target)?.read_only() {
+        return Err(Error::Refused(format!(
+            "Block node is read-only ('{target}', which the job needs to write)"
+        )));
+    }
+    Ok(())
 }
 
 fn copy_mode(mode: commands::CopyMode) -> CopyMode {

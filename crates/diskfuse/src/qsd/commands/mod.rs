@@ -1,9 +1,11 @@
 //! The commands of the monitor, carried out on the main thread, one after the other, whichever monitor they came from.
 
 pub mod bitmaps;
+mod create;
 mod events;
 mod exports;
 mod jobs;
+mod last_events;
 mod nodes;
 mod objects;
 mod snapshot_sync;
@@ -11,7 +13,7 @@ pub mod thresholds;
 mod transaction;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use diskfuse_block::Kind as ErrorKind;
 use diskfuse_jobs::{JobEvent, Jobs};
@@ -23,17 +25,21 @@ use serde_json::{Value, json};
 
 use super::live::writable::Opened;
 use super::monitor::{Monitors, ReplyHandle, Request};
-use super::nodes::Nodes;
+use super::nodes::{Nodes, PATIENCE};
 use super::objects::Objects;
 use super::query;
 use crate::daemon::{Attendant, Daemon, Over};
 use crate::error::{Error, Result};
 use bitmaps::Bitmaps;
 use jobs::Ask;
+use last_events::LastEvents;
 use thresholds::Thresholds;
 
 /// How long clients may take to read the last words.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// How long a command about a node that is drained waits before it is tried again.
+const AGAIN: Duration = Duration::from_millis(1);
 
 /// What the storage daemon has beside its exports.
 pub struct Commands {
@@ -48,29 +54,56 @@ pub struct Commands {
     thresholds: Thresholds,
     /// Opened for writing for a job.
     opened: Vec<Opened>,
+    /// Commands that are tried again, in the order in which they came.
+    postponed: Vec<Postponed>,
+    /// What is said of jobs.
+    last_events: Arc<LastEvents>,
     /// Who wants to know when all is over.
     leaving: Vec<ReplyHandle>,
 }
 
+/// A command about a node that a job drains, which nobody can become a user of meanwhile. Jobs do so for moments.
+struct Postponed {
+    request: Request,
+    /// When it is tried again,
+    next: Instant,
+    /// and when it is refused.
+    until: Instant,
+}
+
 impl Attendant for Commands {
     fn carry_out(&mut self, daemon: &mut Daemon, request: Request) {
-        let Request { command, reply, .. } = request;
-        if command == Command::Quit {
+        if request.is_quit() {
             // Answered when everything has ended.
-            self.leaving.push(reply);
+            self.leaving.push(request.reply);
             daemon.end(self);
             return;
         }
-        let name = command.name();
-        let outcome = self.run(daemon, &command);
-        if let Err(error) = &outcome {
-            tracing::debug!(command = name, %error, "refused");
+        let now = Instant::now();
+        let first = Postponed {
+            request,
+            next: now,
+            until: now + PATIENCE,
+        };
+        self.attempt(daemon, first);
+    }
+
+    fn due(&self) -> Option<Instant> {
+        self.postponed.iter().map(|postponed| postponed.next).min()
+    }
+
+    fn again(&mut self, daemon: &mut Daemon) {
+        for postponed in std::mem::take(&mut self.postponed) {
+            self.attempt(daemon, postponed);
         }
-        reply.send(outcome.map_err(|error| in_qmp(&error)));
     }
 
     fn export_gone(&mut self, id: &str) {
         self.monitors.emit(BlockExportDeleted { id: id.to_owned() });
+    }
+
+    fn exports_gone(&mut self) {
+        self.last_events.exports_are_gone();
     }
 
     fn look_after(&mut self) {
@@ -82,6 +115,9 @@ impl Attendant for Commands {
     }
 
     fn ending(&mut self, over: Over) {
+        // Nothing begins any more; dropping them tells their clients so.
+        self.postponed.clear();
+        self.last_events.begin(&self.jobs);
         let jobs = Arc::clone(&self.jobs);
         let quit = move || {
             let quitted = Ring::new(&Config::default()).map(|ring| ring.block_on(jobs.quit()));
@@ -107,13 +143,14 @@ impl Commands {
         monitors: Monitors,
         look_after: impl Fn() + Send + Sync + 'static,
     ) -> Self {
-        let to = monitors.clone();
+        let last_events = Arc::new(LastEvents::new(monitors.clone()));
+        let to = Arc::clone(&last_events);
         let listener = move |event: JobEvent| {
             // First, so that it is done before a command of those who hear of the end.
             if events::is_end(&event) {
                 look_after();
             }
-            to.emit(events::of_job(event));
+            to.pass(event);
         };
         Self {
             nodes,
@@ -123,18 +160,38 @@ impl Commands {
             bitmaps: Bitmaps::default(),
             thresholds: Thresholds::default(),
             opened: Vec::new(),
+            postponed: Vec::new(),
+            last_events,
             leaving: Vec::new(),
         }
     }
 
     /// Everything is over: those who wait for that are told how it went.
     pub fn say_goodbye(&mut self, outcome: &Result<()>) {
+        self.last_events.let_all_go();
         for reply in self.leaving.drain(..) {
             reply.send(match outcome {
                 Ok(()) => Ok(json!({})),
                 Err(error) => Err(in_qmp(error)),
             });
         }
+    }
+
+    fn attempt(&mut self, daemon: &mut Daemon, mut postponed: Postponed) {
+        let command = &postponed.request.command;
+        let outcome = self.run(daemon, command);
+        if let Err(error) = &outcome {
+            // One that fails leaves everything as it was.
+            let now = Instant::now();
+            if error.is_drained() && now < postponed.until {
+                postponed.next = now + AGAIN;
+                self.postponed.push(postponed);
+                return;
+            }
+            tracing::debug!(command = command.name(), %error, "refused");
+        }
+        let reply = postponed.request.reply;
+        reply.send(outcome.map_err(|error| in_qmp(&error)));
     }
 
     fn run(&mut self, daemon: &mut Daemon, command: &Command) -> Result<Value> {
@@ -158,7 +215,7 @@ impl Commands {
             Command::BlockdevAdd(what) => nodes::add(self, what).map(nothing),
             Command::BlockdevDel(what) => nodes::delete(self, what).map(nothing),
             Command::BlockdevReopen(what) => nodes::reopen(self, daemon, what).map(nothing),
-            Command::BlockdevCreate(what) => nodes::create(self, what).map(nothing),
+            Command::BlockdevCreate(what) => create::create(self, what).map(nothing),
             Command::BlockResize(what) => nodes::resize(self, daemon, what).map(nothing),
             Command::ChangeBackingFile(what) => nodes::change_backing_file(self, what).map(nothing),
             Command::BlockSetIoThrottle(what) => objects::throttle(self, what).map(nothing),
@@ -226,14 +283,13 @@ impl Commands {
             Command::JobResume(what) => any(&what.id, Ask::Resume),
             Command::JobCancel(what) => any(&what.id, Ask::Cancel),
             Command::JobComplete(what) => any(&what.id, Ask::Complete),
-            Command::JobDismiss(what) | Command::BlockJobDismiss(what) => {
-                any(&what.id, Ask::Dismiss)
-            }
-            Command::JobFinalize(what) | Command::BlockJobFinalize(what) => {
-                any(&what.id, Ask::Finalize)
-            }
+            Command::JobDismiss(what) => any(&what.id, Ask::Dismiss),
+            Command::JobFinalize(what) => any(&what.id, Ask::Finalize),
+            Command::BlockJobDismiss(what) => block(&what.id, Ask::Dismiss),
+            Command::BlockJobFinalize(what) => block(&what.id, Ask::Finalize),
             Command::QueryJobs => {
-                let jobs = self.jobs.list().into_iter();
+                // As with QEMU the youngest comes first.
+                let jobs = self.jobs.list().into_iter().rev();
                 Ok(list(jobs.map(|job| events::job_info(job.info()))))
             }
             Command::QueryBlockJobs => {
@@ -241,6 +297,7 @@ impl Commands {
                     .jobs
                     .list()
                     .into_iter()
+                    .rev()
                     .filter_map(|job| job.block_info());
                 Ok(list(jobs.map(events::block_job_info)))
             }

@@ -1,19 +1,12 @@
-//! Commands about nodes: made, taken away, resized, made images of.
+//! Commands about nodes: made, taken away, resized, made snapshots of.
 
-use std::path::PathBuf;
-
-use diskfuse_block::graph::{Attachment, ChildRole, User};
-use diskfuse_block::{BackingName, Permissions, Resize, SECTOR};
-use diskfuse_image::{Preallocation, create};
-use diskfuse_jobs::{JobConfig, JobType, run as run_job};
+use diskfuse_block::graph::ChildRole;
+use diskfuse_block::{BackingName, SECTOR};
 use diskfuse_monitor::BlockdevOptions;
 use diskfuse_monitor::commands::{
-    BlockResize, BlockdevCreate, BlockdevDel, BlockdevReopen, BlockdevSnapshotDeleteInternal,
-    ChangeBackingFile, CompressionType, CreateFile, CreateOptions, CreateQcow2, Kind, PreallocMode,
-    Qcow2Version,
+    BlockResize, BlockdevDel, BlockdevReopen, BlockdevSnapshotDeleteInternal, ChangeBackingFile,
+    Kind,
 };
-use diskfuse_qcow2::create::CreateOptions as Qcow2Create;
-use diskfuse_qcow2::format::{Backing, Compression};
 use serde_json::Value;
 
 use super::Commands;
@@ -45,6 +38,7 @@ pub fn delete(host: &mut Commands, what: &BlockdevDel) -> Result<()> {
         )));
     }
     check_free(host, name)?;
+    live::check_not_backing(&host.nodes, name)?;
     host.nodes.remove(name)?;
     host.bitmaps.forget(&host.nodes);
     host.thresholds.forget(&host.nodes);
@@ -104,13 +98,12 @@ pub(super) fn check_free(host: &Commands, name: &str) -> Result<()> {
 
 /// `block_resize`.
 pub fn resize(host: &Commands, daemon: &Daemon, what: &BlockResize) -> Result<()> {
-    let ((Some(name), None) | (None, Some(name))) = (&what.node_name, &what.device) else {
-        let message = "Need exactly one of 'device' and 'node-name'";
-        return Err(Error::refused(message));
-    };
+    let (device, node) = (what.device.as_deref(), what.node_name.as_deref());
+    let name = live::named(&host.nodes, device, node)?;
     let Ok(size) = u64::try_from(what.size) else {
         return Err(Error::refused("Parameter 'size' expects a >0 size"));
     };
+    live::check_not_backing(&host.nodes, name)?;
     let node = live::find(&host.nodes, name)?;
     if !size.is_multiple_of(SECTOR) && node.limits().size_alignment > 1 {
         return Err(Error::refused("The new size must be a multiple of 512"));
@@ -125,7 +118,8 @@ pub fn resize(host: &Commands, daemon: &Daemon, what: &BlockResize) -> Result<()
 /// `change-backing-file`: the header of an image that is in use says another name.
 pub fn change_backing_file(host: &Commands, what: &ChangeBackingFile) -> Result<()> {
     let name = &what.image_node_name;
-    live::find(&host.nodes, name)?;
+    live::find(&host.nodes, &what.device)?;
+    host.nodes.check_node(name)?;
     let edges = host.nodes.graph.edges(name)?;
     let Some((_, below)) = edges.iter().find(|(role, _)| *role == ChildRole::Backing) else {
         return Err(Error::refused(
@@ -148,110 +142,4 @@ pub fn change_backing_file(host: &Commands, what: &ChangeBackingFile) -> Result<
         live::writable::undo(&host.nodes, &opened);
     }
     Ok(changed??)
-}
-
-/// `blockdev-create`.
-pub fn create(host: &Commands, what: &BlockdevCreate) -> Result<()> {
-    let config = JobConfig {
-        auto_dismiss: false,
-        ..JobConfig::new(what.job_id.clone())
-    };
-    match &what.options {
-        CreateOptions::File(file) => create_file(host, config, file),
-        CreateOptions::Qcow2(qcow2) => create_qcow2(host, config, qcow2),
-    }
-}
-
-fn create_file(host: &Commands, config: JobConfig, file: &CreateFile) -> Result<()> {
-    let preallocation = preallocation(file.preallocation);
-    let (path, size) = (PathBuf::from(&file.filename), file.size);
-    let work = move || async move { create::raw_file(&path, size, preallocation).await };
-    run_job(&host.jobs, JobType::Create, config, work)?;
-    Ok(())
-}
-
-fn create_qcow2(host: &Commands, config: JobConfig, what: &CreateQcow2) -> Result<()> {
-    let file = to_be_written(host, &what.file.0)?;
-    let data_file = match &what.data_file {
-        None => None,
-        Some(data) => Some(to_be_written(host, &data.0)?),
-    };
-    let name_of_data = match &data_file {
-        None => None,
-        Some(data) => Some(data.node()?.filename().ok_or_else(|| {
-            Error::Refused(format!("Node '{}' has no file name", data.node_name()))
-        })?),
-    };
-    let options = qcow2_options(what, name_of_data)?;
-    let preallocation = preallocation(what.preallocation);
-    let work = move || async move {
-        if let Some(data) = data_file {
-            let size = options.size;
-            data.node()?.resize(size, Resize::Exactly, false).await?;
-        }
-        create::qcow2_on(&*file.node()?, &options, preallocation).await
-    };
-    run_job(&host.jobs, JobType::Create, config, work)?;
-    Ok(())
-}
-
-/// The right to write a whole image to a node, which nobody else may be using for something that this would spoil.
-fn to_be_written(host: &Commands, name: &str) -> Result<Attachment> {
-    live::find(&host.nodes, name)?;
-    let user = User {
-        name: "blockdev-create".to_owned(),
-        perm: Permissions::WRITER,
-        // Whoever writes there would lose it.
-        shared: Permissions::CONSISTENT_READ,
-        drain: None,
-        follows: false,
-    };
-    Ok(host.nodes.graph.attach(name, user)?)
-}
-
-fn qcow2_options(what: &CreateQcow2, data_file: Option<String>) -> Result<Qcow2Create> {
-    let defaults = Qcow2Create::default();
-    if !what.size.is_multiple_of(SECTOR) {
-        return Err(Error::refused("Image size must be a multiple of 512 bytes"));
-    }
-    let refcount_bits = match what.refcount_bits.map(u32::try_from) {
-        None => defaults.refcount_bits,
-        Some(Ok(bits)) => bits,
-        Some(Err(_)) => {
-            return Err(Error::refused(
-                "Refcount width must be a power of two and may not exceed 64 bits",
-            ));
-        }
-    };
-    Ok(Qcow2Create {
-        size: what.size,
-        version: match what.version {
-            Some(Qcow2Version::V2) => 2,
-            Some(Qcow2Version::V3) | None => 3,
-        },
-        cluster_size: what.cluster_size.unwrap_or(defaults.cluster_size),
-        refcount_bits,
-        extended_l2: what.extended_l2.unwrap_or(false),
-        lazy_refcounts: what.lazy_refcounts.unwrap_or(false),
-        backing: what.backing_file.clone().map(|name| Backing {
-            name,
-            format: what.backing_fmt.clone(),
-        }),
-        data_file,
-        data_file_raw: what.data_file_raw.unwrap_or(false),
-        compression: match what.compression_type {
-            Some(CompressionType::Zstd) => Compression::Zstd,
-            Some(CompressionType::Zlib) | None => Compression::Zlib,
-        },
-        ..defaults
-    })
-}
-
-fn preallocation(mode: Option<PreallocMode>) -> Preallocation {
-    match mode {
-        None | Some(PreallocMode::Off) => Preallocation::Off,
-        Some(PreallocMode::Metadata) => Preallocation::Metadata,
-        Some(PreallocMode::Falloc) => Preallocation::Falloc,
-        Some(PreallocMode::Full) => Preallocation::Full,
-    }
 }

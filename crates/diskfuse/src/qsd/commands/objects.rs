@@ -35,6 +35,7 @@ pub fn list(objects: &Objects, what: &QomList) -> Result<Vec<ObjectPropertyInfo>
             let child = |(id, kind): &(String, &str)| property(id, format!("child<{kind}>"));
             all.extend(objects.iter().map(child));
         }
+        "" => return Err(Error::refused("Path '' is ambiguous")),
         path => {
             let properties = objects.properties(id_of(path));
             let properties = properties.ok_or_else(|| no_device(path))?;

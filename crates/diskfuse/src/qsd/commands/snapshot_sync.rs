@@ -44,7 +44,7 @@ impl Overlay {
 
 /// The whole command.
 pub fn run(host: &Commands, daemon: &Daemon, what: &BlockdevSnapshotSync) -> Result<()> {
-    check_free(host, node(what)?)?;
+    check_free(host, node(&host.nodes, what)?)?;
     let overlay = make(&host.nodes, what)?;
     let BlockdevSnapshot { node, overlay: top } = &overlay.what;
     match snapshot(host, daemon, node, top) {
@@ -61,17 +61,16 @@ pub fn run(host: &Commands, daemon: &Daemon, what: &BlockdevSnapshotSync) -> Res
     }
 }
 
-/// The node that is meant. There are no devices, so both words take its name.
-pub fn node(what: &BlockdevSnapshotSync) -> Result<&str> {
-    let name = what.node_name.as_ref().or(what.device.as_ref());
-    name.map(String::as_str)
-        .ok_or_else(|| Error::refused("Cannot find device='' nor node-name=''"))
+/// The node that is meant.
+pub fn node<'w>(nodes: &Nodes, what: &'w BlockdevSnapshotSync) -> Result<&'w str> {
+    live::named(nodes, what.device.as_deref(), what.node_name.as_deref())
 }
 
 /// Makes the image, if it is to be made, and its node.
 pub fn make(nodes: &Nodes, what: &BlockdevSnapshotSync) -> Result<Overlay> {
-    let node = node(what)?;
+    let node = node(nodes, what)?;
     let below = live::find(nodes, node)?;
+    live::check_not_backing(nodes, node)?;
     let Some(overlay) = &what.snapshot_node_name else {
         return Err(Error::refused("New overlay node-name missing"));
     };

@@ -29,17 +29,64 @@ enum Undo {
     DeleteSnapshot { device: String, name: String },
 }
 
+/// Only jobs can end together.
+fn check_mode(actions: &[Action], mode: Option<CompletionMode>) -> Result<()> {
+    if mode != Some(CompletionMode::Grouped) {
+        return Ok(());
+    }
+    let mut others = actions
+        .iter()
+        .filter(|action| !matches!(action, Action::Backup(_)));
+    others.next().map_or(Ok(()), |action| {
+        let word = action.word();
+        Err(Error::Refused(format!(
+            "Action '{word}' does not support transaction property completion-mode = grouped"
+        )))
+    })
+}
+
+/// The backups of a transaction.
+#[derive(Default)]
+struct Backups {
+    /// Those that can begin, in the order of their actions.
+    starts: Vec<Start>,
+    /// How many of them have had their turn among the actions.
+    turns: usize,
+}
+
+impl Backups {
+    /// None begins. Clients hear of those that have had their turn, if they are to: as with QEMU, that each was there, and
+    /// then that it came to nothing, the last first.
+    fn give_up(mut self, tell: bool) {
+        let turns = if tell { self.turns } else { 0 };
+        self.starts.truncate(turns);
+        self.starts.iter().for_each(Start::announce);
+        self.starts.into_iter().rev().for_each(Start::give_up);
+    }
+}
+
 /// Carries all of the actions out, or none.
 pub fn run(host: &mut Commands, daemon: &Daemon, what: &Transaction) -> Result<()> {
     let mode = what.properties.as_ref().and_then(|p| p.completion_mode);
+    check_mode(&what.actions, mode)?;
     let group = (mode == Some(CompletionMode::Grouped)).then(JobTransaction::new);
     let mut undo = Vec::new();
     // Until all is done, or undone.
     let mut drained = Vec::new();
-    let outcome = carry_out(host, &what.actions, group.as_ref(), &mut drained, &mut undo);
+    let mut backups = Backups::default();
+    let outcome = carry_out(
+        host,
+        &what.actions,
+        group.as_ref(),
+        &mut backups,
+        &mut drained,
+        &mut undo,
+    );
     host.bitmaps.lend(Vec::new());
     daemon.sizes_changed();
-    if outcome.is_err() {
+    if let Err(error) = &outcome {
+        // Of one that is tried again nothing is to be seen.
+        backups.give_up(!error.is_drained());
         for step in undo.into_iter().rev() {
             if let Err(error) = take_back(host, step) {
                 tracing::error!("a transaction that failed could not be undone whole: {error}");
@@ -61,6 +108,7 @@ fn carry_out(
     host: &mut Commands,
     actions: &[Action],
     group: Option<&Arc<JobTransaction>>,
+    backups: &mut Backups,
     drained: &mut Vec<Drained>,
     undo: &mut Vec<Undo>,
 ) -> Result<()> {
@@ -77,7 +125,13 @@ fn carry_out(
         }
     }
     // Before anything is drained: nobody gets the right to use a node that is.
-    let starts = backups(host, actions, group)?;
+    for action in actions {
+        if let Action::Backup(backup) = action {
+            let start = jobs::backup(host, backup, group.cloned())?;
+            backups.starts.push(start);
+            backups.turns += 1;
+        }
+    }
     let of_backup = |action: &Action| match action {
         Action::Backup(backup) => backup
             .bitmap
@@ -87,23 +141,8 @@ fn carry_out(
     };
     host.bitmaps
         .lend(actions.iter().filter_map(of_backup).collect());
-    drained.extend(drain(host, actions, &starts)?);
-    act(host, actions, starts, undo)
-}
-
-/// The backups, ready to begin.
-fn backups(
-    host: &Commands,
-    actions: &[Action],
-    group: Option<&Arc<JobTransaction>>,
-) -> Result<Vec<Start>> {
-    let mut starts = Vec::new();
-    for action in actions {
-        if let Action::Backup(backup) = action {
-            starts.push(jobs::backup(host, backup, group.cloned())?);
-        }
-    }
-    Ok(starts)
+    drained.extend(drain(host, actions, &backups.starts)?);
+    act(host, actions, backups, undo)
 }
 
 /// Drains every node that an action names, or that a job is about to use.
@@ -122,7 +161,7 @@ fn drain(host: &Commands, actions: &[Action], starts: &[Start]) -> Result<Vec<Dr
             | Action::BitmapDisable(bitmap) => &bitmap.node,
             Action::BitmapMerge(merge) => &merge.node,
             Action::Snapshot(snapshot) => &snapshot.node,
-            Action::SnapshotSync(snapshot) => snapshot_sync::node(snapshot)?,
+            Action::SnapshotSync(snapshot) => snapshot_sync::node(&host.nodes, snapshot)?,
             Action::InternalSnapshot(snapshot) => &snapshot.device,
         };
         // One that is not there is the action's own error.
@@ -136,21 +175,26 @@ fn drain(host: &Commands, actions: &[Action], starts: &[Start]) -> Result<Vec<Dr
 fn act(
     host: &mut Commands,
     actions: &[Action],
-    mut starts: Vec<Start>,
+    backups: &mut Backups,
     undo: &mut Vec<Undo>,
 ) -> Result<()> {
+    backups.turns = 0;
     for action in actions {
-        if !matches!(action, Action::BitmapAdd(_)) {
-            undo.extend(one(host, action)?);
+        match action {
+            Action::BitmapAdd(_) => {}
+            Action::Backup(_) => backups.turns += 1,
+            _ => undo.extend(one(host, action)?),
         }
     }
     // Jobs come last: once they run they are not taken back.
+    let starts = &mut backups.starts;
     let changes: Vec<Change> = starts.iter_mut().flat_map(Start::changes).collect();
     if !changes.is_empty() {
         host.nodes.graph.change(&changes)?;
     }
+    starts.iter().for_each(Start::announce);
     let mut launched = Vec::new();
-    for start in starts {
+    for start in starts.drain(..) {
         match start.launch(&host.jobs) {
             Ok(job) => launched.push(job),
             Err(error) => {
@@ -168,7 +212,9 @@ fn act(
 fn one(host: &mut Commands, action: &Action) -> Result<Option<Undo>> {
     match action {
         Action::Snapshot(what) => nodes::check_free(host, &what.node)?,
-        Action::SnapshotSync(what) => nodes::check_free(host, snapshot_sync::node(what)?)?,
+        Action::SnapshotSync(what) => {
+            nodes::check_free(host, snapshot_sync::node(&host.nodes, what)?)?;
+        }
         Action::InternalSnapshot(what) => nodes::check_free(host, &what.device)?,
         _ => {}
     }
@@ -207,7 +253,7 @@ fn one(host: &mut Commands, action: &Action) -> Result<Option<Undo>> {
         }
         Action::SnapshotSync(what) => {
             let what = BlockdevSnapshot {
-                node: snapshot_sync::node(what)?.to_owned(),
+                node: snapshot_sync::node(nodes, what)?.to_owned(),
                 overlay: what.snapshot_node_name.clone().unwrap_or_default(),
             };
             live::snapshot::snapshot(nodes, &what.node, &what.overlay)?;

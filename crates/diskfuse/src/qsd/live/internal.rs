@@ -43,7 +43,7 @@ pub fn delete(
     });
     match deleted {
         Err(Error::Block(error)) if error.kind() == Kind::NotFound => {
-            let shown = |word: Option<&str>| word.unwrap_or("(null)").to_owned();
+            let shown = |word: Option<&str>| word.unwrap_or("null").to_owned();
             Err(Error::Refused(format!(
                 "Snapshot with id '{}' and name '{}' does not exist on device '{device}'",
                 shown(id),

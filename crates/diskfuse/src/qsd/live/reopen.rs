@@ -12,7 +12,7 @@ use diskfuse_qcow2::node::{Anew, Children, Qcow2Config, Qcow2Node};
 
 use crate::error::{Error, Result};
 use crate::qsd::nodes::{self, Nodes};
-use crate::qsd::{filters, qcow2};
+use crate::qsd::{filters, qcow2, query::child_name};
 
 /// Opens each of the nodes anew with all of the options given for it. Nodes above that read their tables from one of
 /// them are opened anew as well, as they were.
@@ -91,6 +91,15 @@ impl Reopening<'_> {
         if there.driver() != driver {
             return Err(Error::refused("Cannot change the option 'driver'"));
         }
+        if let (Some(image), BlockDriver::Qcow2(given)) =
+            (downcast::<Qcow2Node>(&*there), &options.driver)
+        {
+            let has_one =
+                image.header().backing.is_some() || self.kept(name, ChildRole::Backing)?.is_some();
+            if given.backing == BackingRef::Image && has_one {
+                return Err(Error::Refused(format!("backing is missing for '{name}'")));
+            }
+        }
         Ok(name.clone())
     }
 
@@ -163,7 +172,8 @@ impl Reopening<'_> {
                         self.set_child(name, ChildRole::Backing, None);
                         None
                     }
-                    BackingRef::Image => self.kept(name, ChildRole::Backing)?,
+                    // It has none, or one would have to be said.
+                    BackingRef::Image => None,
                     BackingRef::Node(node) => {
                         Some(self.reference(name, ChildRole::Backing, node)?)
                     }
@@ -235,7 +245,13 @@ impl Reopening<'_> {
                 }
             },
         };
-        self.nodes.check_there(&child)?;
+        self.nodes.check_node(&child)?;
+        if child == name {
+            return Err(Error::Refused(format!(
+                "Making '{child}' a {} child of '{name}' would create a cycle",
+                child_name(self.nodes.graph.bare(name)?.driver(), role)
+            )));
+        }
         self.set_child(name, role, Some(child.clone()));
         self.child(&child)
     }

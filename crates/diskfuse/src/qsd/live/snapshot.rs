@@ -5,7 +5,7 @@ use diskfuse_block::downcast;
 use diskfuse_block::graph::{Change, ChildRole};
 use diskfuse_qcow2::node::Qcow2Node;
 
-use super::find;
+use super::{check_not_backing, find};
 use crate::error::{Error, Result};
 use crate::qsd::nodes::Nodes;
 
@@ -13,6 +13,7 @@ use crate::qsd::nodes::Nodes;
 /// `overlay`.
 pub fn snapshot(nodes: &Nodes, node: &str, overlay: &str) -> Result<()> {
     let below = find(nodes, node)?;
+    check_not_backing(nodes, node)?;
     let above = find(nodes, overlay)?;
     let Some(image) = downcast::<Qcow2Node>(&*above) else {
         return Err(Error::refused(
@@ -23,9 +24,14 @@ pub fn snapshot(nodes: &Nodes, node: &str, overlay: &str) -> Result<()> {
     if edges.iter().any(|(role, _)| *role == ChildRole::Backing) {
         return Err(Error::refused("The overlay already has a backing image"));
     }
+    if node == overlay {
+        return Err(Error::Refused(format!(
+            "Making '{node}' a backing child of '{overlay}' would create a cycle"
+        )));
+    }
     // That somebody drains it is no use: a transaction may do so for another of its commands.
     let users = nodes.graph.users(overlay)?;
-    if node == overlay || !users.is_empty() || !nodes.graph.parents(overlay).is_empty() {
+    if !users.is_empty() || !nodes.graph.parents(overlay).is_empty() {
         return Err(Error::refused("The overlay is already in use"));
     }
     if image.children().data_file.is_some() && image.header().data_file_raw() {

@@ -304,11 +304,12 @@ impl Session {
             let message = format!("The command {name} does not support OOB");
             return Err(QmpError::generic(message));
         }
+        let command = row.read(request.arguments)?;
         if name == "qmp_capabilities" && self.state.lock().negotiated {
             let message = "Capabilities negotiation is already complete, command ignored";
             return Err(QmpError::new(ErrorClass::CommandNotFound, message));
         }
-        self.carry_out(row.read(request.arguments)?)
+        self.carry_out(command)
     }
 
     fn carry_out(&self, command: Command) -> Result<Outcome, QmpError> {

@@ -29,13 +29,12 @@ fn one(nodes: &Nodes, name: &str, exports: &[(String, Stats)]) -> Result<BlockSt
         parent: None,
         backing: None,
     };
-    for (role, child) in nodes.graph.edges(name)? {
-        let place = match role {
-            ChildRole::Backing => &mut said.backing,
-            ChildRole::File | ChildRole::Filtered => &mut said.parent,
-            ChildRole::Data => continue,
-        };
-        *place = Some(Box::new(one(nodes, &child, exports)?));
+    let edges = nodes.graph.edges(name)?;
+    let of = |wanted| edges.iter().find(|(role, _)| *role == wanted);
+    // Where the data is. What is below as a backing image is left out when nodes are asked for, as each has an entry of its own.
+    let holder = [ChildRole::Data, ChildRole::File, ChildRole::Filtered];
+    if let Some((_, child)) = holder.into_iter().find_map(of) {
+        said.parent = Some(Box::new(one(nodes, child, exports)?));
     }
     Ok(said)
 }
