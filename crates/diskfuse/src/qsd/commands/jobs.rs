@@ -186,7 +186,10 @@ pub fn backup(
     let mode = bitmap_mode(what)?;
     let bitmap = match (&what.bitmap, mode) {
         (Some(name), Some(mode)) => {
-            let bitmap = host.bitmaps.usable(&what.device, name)?;
+            let changes = mode != BitmapMode::Never;
+            let bitmap = host
+                .bitmaps
+                .usable(&host.nodes, &what.device, name, changes)?;
             Some((bitmap, mode))
         }
         _ => None,

@@ -10,7 +10,7 @@ use diskfuse_monitor::commands::{
     Action, BlockDirtyBitmap, BlockdevSnapshot, CompletionMode, Transaction,
 };
 
-use super::bitmaps::Removed;
+use super::bitmaps::{Removed, forget_removed};
 use super::snapshot_sync::{self, Overlay};
 use super::{Commands, jobs, nodes};
 use crate::daemon::Daemon;
@@ -49,6 +49,16 @@ pub fn run(host: &mut Commands, daemon: &Daemon, what: &Transaction) -> Result<(
     }
     for step in undo {
         match step {
+            Undo::PutBack(removed) => {
+                let node = removed.node();
+                if let Err(error) = forget_removed(&host.nodes, node) {
+                    // It is tried again when the image is closed.
+                    tracing::error!(
+                        node,
+                        "a bitmap that was removed is still in the image: {error}"
+                    );
+                }
+            }
             Undo::Snapshot(snapshot) => live::writable::seal(&host.nodes, &snapshot.node),
             Undo::Overlay(overlay) => overlay.keep(),
             _ => {}
@@ -228,7 +238,7 @@ fn take_back(host: &mut Commands, step: Undo) -> Result<()> {
     match step {
         Undo::RemoveBitmap(which) => bitmaps.remove(nodes, &which).map(drop),
         Undo::PutBack(removed) => bitmaps.put_back(nodes, removed),
-        Undo::Mark(which, marks) => bitmaps.mark(&which, &marks),
+        Undo::Mark(which, marks) => bitmaps.mark(nodes, &which, &marks),
         Undo::Unmerge(target, before) => bitmaps.unmerge(nodes, &target, &before),
         Undo::Record(which, record) => bitmaps.record(nodes, &which, record).map(drop),
         Undo::Snapshot(what) => {
