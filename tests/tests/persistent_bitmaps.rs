@@ -7,7 +7,7 @@
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use diskfuse_e2e::{Bed, Stage, Tool, as_raw, check_image, everywhere, once};
+use diskfuse_e2e::{Bed, SmallFs, Stage, Tool, as_raw, check_image, everywhere, once};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -380,5 +380,49 @@ fn a_mounted_image_keeps_its_bitmaps() {
         open(&mut stage, "disk", &image, true);
         assert_eq!(bitmap(&mut stage, "disk", "b")["count"], 65536);
         stage.stop();
+    });
+}
+
+#[test]
+fn a_full_file_system_costs_the_bitmaps_and_nothing_else() {
+    once(|bed| {
+        let small = SmallFs::new(bed, "small", 16 << 20);
+        let image = made(bed, "small/image", &[]);
+        qemu_bitmap(&["--add"], &image, "b");
+        let mounted = bed.mount(&image, &["-w"]);
+        write(mounted.file(), 3 << 20, &[7; 65536]);
+        let ballast = std::fs::File::create(small.folder().join("ballast")).unwrap();
+        let mut at = 0;
+        for piece in [1 << 20, 4096] {
+            let bytes = vec![1; piece];
+            while ballast.write_all_at(&bytes, at).is_ok() {
+                at += piece as u64;
+                assert!(at < 64 << 20, "there should be no room for this");
+            }
+            // What was not written yet may find none.
+            let _ = ballast.sync_all();
+        }
+        let ended = mounted.end_by(Signal::TERM);
+        assert_eq!(ended.output.code(), 0, "{}", ended.output);
+        let said = &ended.output.stderr;
+        let words = "its dirty bitmaps could not be stored";
+        assert!(said.contains(words), "no '{words}' in: {said}");
+        is(&image, &[("b", &["in-use", "auto"])]);
+        let check = Tool::new("qemu-img")
+            .args(["check", "-f", "qcow2"])
+            .arg(&image)
+            .output();
+        assert!([0, 3].contains(&check.code()), "{check}");
+        let raw = bed.path("raw");
+        Tool::new("qemu-img")
+            .args(["convert", "-f", "qcow2", "-O", "raw"])
+            .args([&image, &raw])
+            .run();
+        let raw = std::fs::read(raw).unwrap();
+        assert!(
+            raw[3 << 20..(3 << 20) + 65536]
+                .iter()
+                .all(|&byte| byte == 7)
+        );
     });
 }

@@ -481,7 +481,7 @@ fn directories_that_cannot_be_are_refused() {
     let word = |at: usize| u64::from_be_bytes(good[at..at + 8].try_into().unwrap()) as usize;
     let directory = word(extension + 24);
     let table = word(directory);
-    let cases: [(usize, &[u8], &str); 11] = [
+    let cases: [(usize, &[u8], &str); 12] = [
         (
             directory + 16,
             &[2],
@@ -499,6 +499,8 @@ fn directories_that_cannot_be_are_refused() {
         ),
         (directory + 20, &[0, 0, 0, 1], "constraints"),
         (directory + 20, &[0xff; 4], "truncated"),
+        // Of one that is not loaded the size is checked all the same.
+        (directory + 8, &[0, 0x10, 0, 0, 0, 0, 0, 3], "constraints"),
         (directory + 8, &[0, 0, 0, 2], "Could not read bitmap 'one'"),
         (directory, &[0xff; 8], "Could not read bitmap 'one'"),
         (directory + 32 + 24, b"one", "Bitmap already exists: one"),

@@ -34,7 +34,7 @@ pub(crate) async fn read_directory(
     let mut names = HashSet::new();
     for entry in &entries {
         let name = String::from_utf8_lossy(&entry.name);
-        check(entry).map_err(|what| {
+        check(entry, header.geometry).map_err(|what| {
             corrupt(
                 file,
                 &format!("Bitmap '{name}' doesn't satisfy the constraints: {what}"),
@@ -62,7 +62,7 @@ fn check_place(
     ))
 }
 
-fn check(entry: &DirectoryEntry) -> std::result::Result<(), &'static str> {
+fn check(entry: &DirectoryEntry, geometry: Geometry) -> std::result::Result<(), &'static str> {
     if entry.kind != DIRTY_TRACKING {
         return Err("its type is not known");
     }
@@ -71,6 +71,10 @@ fn check(entry: &DirectoryEntry) -> std::result::Result<(), &'static str> {
     }
     if !GRANULARITY_BITS.contains(&entry.granularity_bits) {
         return Err("its granularity is not one of those that can be");
+    }
+    let bytes = u64::from(entry.table_entries) * geometry.cluster_size();
+    if bytes > MOST_BYTES {
+        return Err("its table is larger than any can be");
     }
     if !(1..=LONGEST_NAME).contains(&entry.name.len()) || std::str::from_utf8(&entry.name).is_err()
     {

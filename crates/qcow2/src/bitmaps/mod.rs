@@ -5,8 +5,8 @@
 //! # Order on disk
 //! 1. Before the first change of the disk or of a bitmap, all bitmaps of the directory are marked as in use
 //!    ([`Meta::prepare_to_write`](crate::meta::Meta::prepare_to_write)).
-//! 2. When they are stored: bits, tables and a new directory to new clusters; a commit, with the data that they speak of; the header
-//!    names the new directory; what was there before is free. A crash leaves the one directory or the other.
+//! 2. When they are stored: bits, tables and a new directory to new clusters; a commit, with the data that they speak of; the
+//!    header names the new directory; what was there before is free. A crash leaves the one directory or the other.
 
 mod load;
 mod store;

@@ -1,6 +1,6 @@
 //! The persistent bitmaps as far as the order on disk goes: marked as in use before anything is changed, and replaced as a whole
-//! when they are stored. What is in them is known to [`crate::bitmaps`]. A directory that the header may name must never say that its
-//! bitmaps are true while something is changed.
+//! when they are stored. What is in them is known to [`crate::bitmaps`]. A directory that the header may name must never say
+//! that its bitmaps are true while something is changed.
 
 use diskfuse_block::Result;
 use parking_lot::Mutex;

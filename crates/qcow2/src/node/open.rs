@@ -17,12 +17,12 @@ use crate::meta::{ActiveTable, Meta};
 use crate::snapshots;
 
 impl Qcow2Node {
-    /// Opens an image, with its persistent bitmaps if it may be written. One that a crash left with refcounts that are behind (lazy refcounts) is repaired first, unless
-    /// it is only read.
+    /// Opens an image, with its persistent bitmaps if it may be written. One that a crash left with refcounts that are behind
+    /// (lazy refcounts) is repaired first, unless it is only read.
     ///
     /// # Errors
-    /// [`Kind::Corrupt`] for an image that contradicts itself, and for writing to one whose corrupt bit is set, or that was not
-    /// closed and cannot be repaired whole;
+    /// [`Kind::Corrupt`] for an image that contradicts itself or has bitmaps that cannot be, and for writing to one whose corrupt
+    /// bit is set, or that was not closed and cannot be repaired whole;
     /// [`Kind::Unsupported`] for features that are not known, and for encrypted images; [`Kind::Invalid`] for children
     /// or options that do not go with the image; [`Kind::NotFound`] if there is no such snapshot.
     pub async fn open(children: Children, config: &Qcow2Config) -> Result<Arc<Self>> {
@@ -143,11 +143,16 @@ impl Qcow2Node {
         self.meta.close().await
     }
 
-    /// The header as it was when the image was opened, with the size and the name of the backing file of now.
+    /// The header as it was when the image was opened, with the size, the name of the backing file and the bitmaps of now.
     pub fn header(&self) -> Header {
         let mut header = self.header.clone();
         header.size = self.meta.size();
         header.backing = self.meta.backing();
+        header.bitmaps = self.meta.bitmaps();
+        header.autoclear &= !features::BITMAPS;
+        if header.bitmaps.is_some() {
+            header.autoclear |= features::BITMAPS;
+        }
         header
     }
 }
