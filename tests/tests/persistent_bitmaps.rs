@@ -390,7 +390,7 @@ fn a_full_file_system_costs_the_bitmaps_and_nothing_else() {
         let image = made(bed, "small/image", &[]);
         qemu_bitmap(&["--add"], &image, "b");
         let mounted = bed.mount(&image, &["-w"]);
-        write(mounted.file(), 3 << 20, &[7; 65536]);
+        write(mounted.file(), 3 << 20, &vec![7; 65536]);
         let ballast = std::fs::File::create(small.folder().join("ballast")).unwrap();
         let mut at = 0;
         for piece in [1 << 20, 4096] {
