@@ -3,7 +3,10 @@
 // Helpers of tests fail as tests do.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use diskfuse_e2e::{Stage, Tool, as_raw, everywhere, once};
 use serde_json::{Value, json};
@@ -66,6 +69,68 @@ fn a_snapshot_whose_image_is_made_for_it() {
         writers.check_moment(&as_raw(bed, &disk, "qcow2"), &from, &to);
         for image in [&top, &second] {
             std::fs::remove_file(image).unwrap();
+        }
+    });
+}
+
+/// An image that was made while the disk still grew would cut off what was answered since.
+#[test]
+fn what_a_guest_appends_meanwhile_is_kept() {
+    once(|bed| {
+        let mut stage = Stage::start(bed);
+        stage.add_qcow2("disk");
+        let mut export = stage.export_options("e", "disk", &["t0", "t1"]);
+        export["growable"] = json!(true);
+        let mountpoint = bed.mountpoint("grows");
+        export["mountpoint"] = json!(mountpoint);
+        stage.run("block-export-add", export);
+        let over = AtomicBool::new(false);
+        let appended = std::thread::scope(|scope| {
+            let guest = scope.spawn(|| {
+                let file = File::options().write(true).open(&mountpoint).unwrap();
+                let mut at = Stage::SIZE as u64;
+                for number in 1_u64.. {
+                    if over.load(Ordering::SeqCst) {
+                        break;
+                    }
+                    let mut block = [0; 4096];
+                    block[..8].copy_from_slice(&number.to_le_bytes());
+                    file.write_all_at(&block, at).unwrap();
+                    at += 4096;
+                }
+                at
+            });
+            let mut top = "disk".to_owned();
+            for number in 0..20 {
+                let overlay = format!("overlay{number}");
+                let what = json!({
+                    "node-name": top, "snapshot-file": bed.path(&overlay), "snapshot-node-name": overlay,
+                });
+                match number % 2 {
+                    0 => stage.run("blockdev-snapshot-sync", what),
+                    _ => stage.run(
+                        "transaction",
+                        json!({"actions": [{"type": "blockdev-snapshot-sync", "data": what}]}),
+                    ),
+                };
+                top = overlay;
+            }
+            over.store(true, Ordering::SeqCst);
+            guest.join().unwrap()
+        });
+        let file = File::open(&mountpoint).unwrap();
+        assert!(file.metadata().unwrap().len() >= appended, "{appended}");
+        let mut block = [0; 4096];
+        let offsets = (Stage::SIZE as u64..appended).step_by(4096);
+        for (number, at) in (1_u64..).zip(offsets) {
+            file.read_exact_at(&mut block, at).unwrap();
+            let found = u64::from_le_bytes(block[..8].try_into().unwrap());
+            assert_eq!(found, number, "at {at} of {appended}");
+        }
+        drop(file);
+        stage.stop();
+        for number in 0..20 {
+            std::fs::remove_file(bed.path(&format!("overlay{number}"))).unwrap();
         }
     });
 }

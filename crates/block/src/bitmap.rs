@@ -128,6 +128,11 @@ impl DirtyBitmap {
     }
 
     /// Whether changes of the disk are marked.
+    pub fn is_recording(&self) -> bool {
+        self.recording.load(Ordering::SeqCst)
+    }
+
+    /// Whether changes of the disk are marked from now on.
     pub fn set_recording(&self, recording: bool) {
         self.recording.store(recording, Ordering::SeqCst);
     }
@@ -222,6 +227,30 @@ impl DirtyBitmap {
         }
     }
 
+    /// How many bits there are: one for each unit of the disk, also for the last one if it is not whole.
+    pub fn bits_of_disk(&self) -> u64 {
+        self.size().div_ceil(self.granularity())
+    }
+
+    /// The bits as bytes, from byte `at` on, a multiple of 8, as far as `bytes` has room for whole words of 8 bytes: bit *i* is
+    /// bit *i* % 8 of byte *i* / 8. There are none past the end of the disk.
+    pub fn copy_to_bytes(&self, at: u64, bytes: &mut [u8]) {
+        let end = self.bits_of_disk();
+        for (word, to) in (at / 8..).zip(bytes.as_chunks_mut::<8>().0) {
+            let bits = self.pages.get(word) & within(word, end);
+            *to = bits.to_le_bytes();
+        }
+    }
+
+    /// Marks what is set in bytes that are as [`DirtyBitmap::copy_to_bytes`] makes them, as far as that is within the disk.
+    pub fn mark_from_bytes(&self, at: u64, bytes: &[u8]) {
+        let end = self.bits_of_disk();
+        for (word, from) in (at / 8..).zip(bytes.as_chunks::<8>().0) {
+            let bits = u64::from_le_bytes(*from) & within(word, end);
+            self.pages.put(word, bits);
+        }
+    }
+
     /// Moves all marks to a bitmap of its own. Only while nobody writes the disk: a mark that comes meanwhile may be in
     /// either.
     pub fn take(&self) -> Result<Self> {
@@ -255,6 +284,14 @@ impl DirtyBitmap {
 impl std::fmt::Debug for DirtyBitmap {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("DirtyBitmap").field(&self.info()).finish()
+    }
+}
+
+/// Those bits of a word that are before bit `end` of all.
+fn within(word: u64, end: u64) -> u64 {
+    match end.saturating_sub(word.saturating_mul(64)) {
+        64.. => u64::MAX,
+        left => (1 << left) - 1,
     }
 }
 

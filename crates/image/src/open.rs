@@ -193,6 +193,7 @@ fn of_backing(top: &Qcow2Config) -> Qcow2Config {
         cache_size: top.cache_size,
         cache_clean_interval: top.cache_clean_interval,
         on_corrupt: top.on_corrupt.clone(),
+        read_bitmaps: top.read_bitmaps,
         ..Qcow2Config::default()
     }
 }

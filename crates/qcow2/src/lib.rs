@@ -5,6 +5,7 @@
 //!
 //! Source of all format facts: QEMU's `docs/interop/qcow2` specification.
 
+pub mod bitmaps;
 pub mod check;
 pub mod create;
 pub mod format;

@@ -62,6 +62,24 @@ impl Pages {
         &page[word as usize % WORDS]
     }
 
+    /// The 64 bits of a word, the first of them lowest.
+    pub(super) fn get(&self, word: u64) -> u64 {
+        let page = self.page(word * 64 / BITS);
+        page.map_or(0, |page| Self::word(page, word).load(Ordering::SeqCst))
+    }
+
+    /// Sets those of the 64 bits of a word that are set in `bits`.
+    pub(super) fn put(&self, word: u64, bits: u64) {
+        if bits == 0 {
+            return;
+        }
+        if let Some(page) = self.make_page(word * 64 / BITS) {
+            let old = Self::word(page, word).fetch_or(bits, Ordering::SeqCst);
+            let fresh = u64::from((bits & !old).count_ones());
+            self.count.fetch_add(fresh, Ordering::SeqCst);
+        }
+    }
+
     /// Sets bits; whether one of them was not.
     pub(super) fn set(&self, bits: Range<u64>) -> bool {
         let mut fresh = 0;

@@ -169,3 +169,30 @@ fn marks_of_several_threads_are_all_there() {
 fn vec_of(range: Range<u64>) -> Vec<Range<u64>> {
     std::iter::once(range).collect()
 }
+
+#[test]
+fn bits_come_back_from_their_bytes_and_none_past_the_end() {
+    let size = (70 << 10) + 1;
+    let bitmap = DirtyBitmap::new(size, 1024).unwrap();
+    bitmap.mark(0, 1);
+    bitmap.mark(9 << 10, 1);
+    bitmap.mark(size - 1, 1);
+    assert_eq!(bitmap.bits_of_disk(), 71);
+    let mut bytes = [0xff; 24];
+    bitmap.copy_to_bytes(0, &mut bytes);
+    assert_eq!((bytes[0], bytes[1], bytes[8]), (1, 2, 1 << 6));
+    assert_eq!(bytes.iter().filter(|&&byte| byte != 0).count(), 3);
+    let mut second = [0xff; 8];
+    bitmap.copy_to_bytes(8, &mut second);
+    assert_eq!(second, bytes[8..16]);
+
+    let back = DirtyBitmap::new(size, 1024).unwrap();
+    back.mark_from_bytes(0, &bytes[..8]);
+    back.mark_from_bytes(8, &bytes[8..]);
+    assert_eq!(back.info(), bitmap.info());
+    assert!(back.is_dirty(size - 1, 1) && back.is_dirty(9 << 10, 1));
+    // What somebody wrote past the end is not there.
+    let full = DirtyBitmap::new(size, 1024).unwrap();
+    full.mark_from_bytes(0, &[0xff; 24]);
+    assert_eq!((full.info().count, full.dirty_bytes()), (71 << 10, size));
+}

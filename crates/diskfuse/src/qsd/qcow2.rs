@@ -165,6 +165,7 @@ impl Opening<'_> {
                 ..drivers::FileConfig::default()
             },
             qcow2: Qcow2Config {
+                read_bitmaps: true,
                 on_corrupt: Some(trouble::on_corrupt(&self.nodes.monitors, None)),
                 ..Qcow2Config::default()
             },
@@ -199,6 +200,7 @@ pub(super) fn config(qcow2: &Qcow2Options, options: &BlockdevOptions) -> Qcow2Co
         pass_discard_request: qcow2.pass_discard_request,
         pass_discard_snapshot: qcow2.pass_discard_snapshot,
         pass_discard_other: qcow2.pass_discard_other,
+        read_bitmaps: true,
         ..Qcow2Config::default()
     }
 }

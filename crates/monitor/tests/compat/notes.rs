@@ -21,7 +21,10 @@ In general:
   given out of band; QEMU's daemon has no command that may.
 * `--blockdev`, `--object` and `--export` also take `@FILE`, a file with JSON objects; `--log`, `--event-loop` and `--sandbox` are ours.
 * An export is mounted as `fuse.diskfuse`.
-* Jobs put no nodes into the graph that others can see. Dirty bitmaps are kept in memory.
+* Jobs put no nodes into the graph that others can see.
+* Persistent bitmaps of a qcow2 image are loaded when it is opened and stored when it is closed, or opened for reading only. They are
+  marked as in use before the first change of the disk or of a bitmap, not when the image is opened, so an image that is only looked at
+  stays as it is. What cannot be stored is told and stays marked.
 * A file named `/dev/fdset/N` is a descriptor that a client has handed over with `add-fd`. It is opened with the access of the node:
   the set needs one that was opened for reading and writing, or for reading with `read-only=on`.
   When the last client has gone, sets that no node was opened by are closed.
@@ -35,6 +38,8 @@ pub const ONLY_HERE: &str = "\
 ";
 
 const FILTER: &str = "accepted; the job has no node of its own, so none of this name appears";
+const PERSISTENT: &str =
+    "refused for an image that is only read; QEMU takes it, and loses the bitmap";
 const MASK: &str = "accepted; a base that is a plain file is always written down as `raw`";
 
 /// Differences, by place.
@@ -88,13 +93,10 @@ pub const NOTES: &[(&str, &str)] = &[
         "object-add(iothread).aio-max-batch",
         "kept and told; what is submitted at once is decided by the load",
     ),
-    (
-        "block-dirty-bitmap-add.persistent",
-        "`true` is refused: bitmaps are kept in memory only",
-    ),
+    ("block-dirty-bitmap-add.persistent", PERSISTENT),
     (
         "transaction.actions[](block-dirty-bitmap-add).data.persistent",
-        "`true` is refused",
+        PERSISTENT,
     ),
     ("blockdev-backup.filter-node-name", FILTER),
     (

@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use diskfuse_block::{Kind, Result};
 
+use crate::format::bitmap::TableEntry;
 use crate::format::{COPIED, OFFSET_MASK};
 
 use super::ahead::{Ahead, cut};
@@ -18,9 +19,6 @@ use crate::snapshots::SnapshotInfo;
 
 /// Bits of a refcount table entry that are reserved (specification, "Refcount table entry").
 const REFCOUNT_RESERVED: u64 = 0x1ff;
-
-/// Bits of a bitmap table entry (specification, "Bitmap table").
-const BITMAP_OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 
 /// Bytes of the largest L1 table.
 const MOST_L1: u64 = 32 << 20;
@@ -267,15 +265,15 @@ impl<'i, 'a> Walk<'i, 'a> {
         let mut ahead = Ahead::new(self.image.file, cut(table, len));
         while let Some(piece) = ahead.next().await {
             let (_, bytes) = piece?;
-            for entry in words(bytes.as_slice()) {
-                let host = entry & BITMAP_OFFSET;
-                let reserved = entry & !BITMAP_OFFSET & if host == 0 { !1 } else { !0 };
-                if reserved != 0 || geometry.offset_in_cluster(host) != 0 {
-                    self.found.corruption(|| {
-                        format!("The bitmap table at {table}: the entry {entry:#x} cannot be right")
-                    });
-                } else if host != 0 {
-                    self.own(host, geometry.cluster_size(), "a bitmap's data");
+            for word in words(bytes.as_slice()) {
+                match TableEntry::decode(word, geometry) {
+                    Some(TableEntry::Data(host)) => {
+                        self.own(host, geometry.cluster_size(), "a bitmap's data");
+                    }
+                    Some(TableEntry::Zeroes | TableEntry::Ones) => {}
+                    None => self.found.corruption(|| {
+                        format!("The bitmap table at {table}: the entry {word:#x} cannot be right")
+                    }),
                 }
             }
         }

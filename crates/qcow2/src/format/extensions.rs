@@ -2,10 +2,12 @@
 
 use diskfuse_block::{Error, Kind, Result};
 
+use super::bitmap::{MOST_BITMAPS, MOST_DIRECTORY};
+
 pub(super) const END: u32 = 0;
 pub(super) const BACKING_FORMAT: u32 = 0xe279_2aca;
 const FEATURE_NAMES: u32 = 0x6803_f857;
-const BITMAPS: u32 = 0x2385_2875;
+pub(super) const BITMAPS: u32 = 0x2385_2875;
 const DATA_FILE: u32 = 0x4441_5441;
 /// Bytes of an entry in the table of feature names.
 const NAME_ENTRY: usize = 48;
@@ -159,8 +161,7 @@ fn bitmaps(data: &[u8]) -> Result<BitmapsExtension> {
         directory_size: word(8),
         directory_offset: word(16),
     };
-    // As QEMU bounds them: 65535 bitmaps, 64 MiB of directory.
-    if this.count > 65535 || this.directory_size > 64 << 20 {
+    if this.count > MOST_BITMAPS || this.directory_size > MOST_DIRECTORY {
         return Err(corrupt(format!(
             "{} bitmaps with a directory of {} bytes are too many",
             this.count, this.directory_size

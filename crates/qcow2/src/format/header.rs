@@ -296,6 +296,13 @@ impl Header {
         Ok(())
     }
 
+    /// The bitmaps, if the header says that they are true: others are of no use to anybody, and what they had may be somebody
+    /// else's.
+    pub fn true_bitmaps(&self) -> Option<&BitmapsExtension> {
+        let are_true = self.autoclear & features::BITMAPS != 0;
+        self.bitmaps.as_ref().filter(|_| are_true)
+    }
+
     /// Reads and parses the header of an image.
     pub async fn read(node: &dyn Node) -> Result<Self> {
         const MOST: u64 = 2 << 20;

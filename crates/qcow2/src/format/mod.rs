@@ -3,6 +3,7 @@
 
 mod backing;
 pub mod bitmap;
+mod bitmap_place;
 mod compress;
 mod entry;
 mod extensions;

@@ -19,6 +19,7 @@
 //! `preparing`, `tables`, `packing`, `growing`, `committing`, `superblock`.
 
 mod allocate;
+mod bitmaps;
 mod commit;
 mod l1;
 mod layout;
@@ -42,8 +43,9 @@ use crossbeam_utils::CachePadded;
 use diskfuse_block::{CacheUse, Error, Hold, Holds, Kind, LANES, Node, RangeQueue, Result};
 use parking_lot::Mutex;
 
-use crate::format::{Backing, BitmapsExtension, Geometry, Mapping};
+use crate::format::{Backing, Geometry, Mapping};
 use crate::node::OnCorrupt;
+use bitmaps::Bitmaps;
 use l1::L1;
 use layout::Layout;
 use limbo::{Freed, Limbo};
@@ -120,7 +122,7 @@ pub struct Meta {
     on_corrupt: Mutex<Option<OnCorrupt>>,
     /// A contradiction that was found when the image was opened: reading goes on, the first write meets it.
     found_at_open: Mutex<Option<String>>,
-    bitmaps: Option<BitmapsExtension>,
+    bitmaps: Bitmaps,
     clean_interval: Duration,
     cleaned: Mutex<Instant>,
 }

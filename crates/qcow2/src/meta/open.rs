@@ -9,6 +9,7 @@ use crossbeam_utils::CachePadded;
 use diskfuse_block::{Error, Holds, Kind, Node, RangeQueue, Result};
 use parking_lot::Mutex;
 
+use super::bitmaps::Bitmaps;
 use super::l1::L1;
 use super::layout::{Layout, Overlap};
 use super::limbo::Limbo;
@@ -118,7 +119,7 @@ impl Meta {
             broken: Mutex::new(None),
             on_corrupt: Mutex::new(config.on_corrupt.clone()),
             found_at_open: Mutex::new(None),
-            bitmaps: header.bitmaps.clone(),
+            bitmaps: Bitmaps::new(header.true_bitmaps()),
             clean_interval: config.cache_clean_interval,
             cleaned: Mutex::new(Instant::now()),
             file,
@@ -179,7 +180,7 @@ impl Meta {
         for (_, offset) in self.refcounts.blocks() {
             add(&mut overlap, OverlapCheck::REFCOUNT_BLOCK, offset, size);
         }
-        if let Some(bitmaps) = &header.bitmaps {
+        if let Some(bitmaps) = header.true_bitmaps() {
             let (at, bytes) = (bitmaps.directory_offset, bitmaps.directory_size);
             add(&mut overlap, OverlapCheck::BITMAP_DIRECTORY, at, bytes);
         }

@@ -8,11 +8,11 @@ use diskfuse_block::{Node, RangeQueue, Result};
 use parking_lot::Mutex;
 
 use super::{Meta, transfer};
-use crate::format::{Backing, Header, bitmap, features};
+use crate::format::{Backing, Header, features};
 
 /// Bytes that are kept and written.
 const SECTOR: usize = 512;
-/// Autoclear features that we keep true: what is left of the bitmaps is marked as in use; raw external data stays so.
+/// Autoclear features that we keep true: bitmaps are in use until they are stored; raw external data stays so.
 const KEPT_AUTOCLEAR: u64 = features::BITMAPS | features::RAW_DATA;
 
 /// Byte offsets of fields (specification, "Header").
@@ -129,6 +129,41 @@ impl Superblock {
         };
         self.write(file, sector).await
     }
+
+    /// Changes what is in the first `len` bytes of the file (at least a sector) in several steps, each on stable storage before the
+    /// next. After an error some of them were made, and perhaps one more.
+    pub(super) async fn step_by_step(
+        &self,
+        file: &dyn Node,
+        len: usize,
+        steps: impl FnOnce(&[u8]) -> Result<Vec<Vec<u8>>>,
+    ) -> Result<()> {
+        let _turn = self.turn.turn(0, 1).await;
+        let buf = transfer::read(file, 0, len.max(SECTOR)).await?;
+        let mut now = buf.as_slice().to_vec();
+        // What is known is newer than what is there if a change of it has failed.
+        let known = *self.bytes.lock();
+        if let Some((sector, _)) = now.split_first_chunk_mut::<SECTOR>() {
+            *sector = known;
+        }
+        for next in steps(&now)? {
+            let pairs = now.iter().zip(&next).enumerate().skip(SECTOR);
+            let mut differing = pairs.filter(|(_, (a, b))| a != b).map(|(at, _)| at);
+            if let Some(first) = differing.next() {
+                let last = differing.next_back().unwrap_or(first);
+                let part = next.get(first..=last).unwrap_or_default();
+                transfer::write(file, first as u64, part).await?;
+                file.flush().await?;
+            }
+            if let Some((sector, _)) = next.split_first_chunk::<SECTOR>()
+                && now.get(..SECTOR) != Some(sector)
+            {
+                self.write(file, sector).await?;
+            }
+            now = next;
+        }
+        Ok(())
+    }
 }
 
 impl Meta {
@@ -155,7 +190,8 @@ impl Meta {
     }
 
     /// Before the first change: tells those who read the image later what we do not keep true (unknown autoclear
-    /// features, bitmaps), and that refcounts may be behind if they are lazy. Costs nothing afterwards.
+    /// features) or only bring to the disk when it is closed (bitmaps), and that refcounts may be behind if they are lazy. Costs
+    /// nothing afterwards.
     pub async fn prepare_to_write(&self) -> Result<()> {
         if self.is_prepared() {
             return Ok(());
@@ -221,22 +257,6 @@ impl Meta {
         if let Some(to) = to {
             to.tell(why, !self.read_only);
         }
-    }
-
-    /// Bitmaps that record what is written are not kept up by us: whoever reads them later is told that they are out
-    /// of date. Those that record nothing any more stay as they are.
-    async fn mark_bitmaps_in_use(&self) -> Result<()> {
-        let Some(place) = &self.bitmaps else {
-            return Ok(());
-        };
-        let size = usize::try_from(place.directory_size).unwrap_or(usize::MAX);
-        let buf = transfer::read(&*self.file, place.directory_offset, size).await?;
-        let mut bytes = buf.as_slice().to_vec();
-        if !bitmap::mark_recording_in_use(&mut bytes, place.count)? {
-            return Ok(());
-        }
-        transfer::write(&*self.file, place.directory_offset, &bytes).await?;
-        self.file.flush().await
     }
 
     /// The refcounts on disk are right again.

@@ -76,6 +76,8 @@ pub struct Qcow2Config {
     pub pass_discard_other: bool,
     /// The id or name of an internal snapshot to show, read-only, instead of the disk.
     pub snapshot: Option<String>,
+    /// Whether the persistent bitmaps of an image are loaded that is only read; of one that is written they always are.
+    pub read_bitmaps: bool,
     /// Who is told that the image is corrupt, beside the log.
     pub on_corrupt: Option<OnCorrupt>,
 }
@@ -98,12 +100,18 @@ impl Default for Qcow2Config {
             pass_discard_snapshot: true,
             pass_discard_other: false,
             snapshot: None,
+            read_bitmaps: false,
             on_corrupt: None,
         }
     }
 }
 
 impl Qcow2Config {
+    /// Whether the persistent bitmaps are loaded of an image that may be written, or not.
+    pub(crate) fn loads_bitmaps(&self, read_only: bool) -> bool {
+        !read_only || (self.read_bitmaps && self.snapshot.is_none())
+    }
+
     /// Whether guest discards reach the file below.
     pub fn passes_discard_requests(&self) -> bool {
         self.pass_discard_request.unwrap_or(self.discard)

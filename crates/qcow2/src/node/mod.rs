@@ -9,6 +9,7 @@
 //!   It never waits for a turn, or for a table, with a hold in its hands.
 //! * Data are written, then linked, then what was there is freed.
 
+mod bitmaps;
 mod compressed;
 mod config;
 mod cow;
@@ -33,11 +34,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use diskfuse_block::drivers::DetectZeroes;
 use diskfuse_block::graph::ChildRole;
 use diskfuse_block::{
-    Access, Allocation, BackingName, BlockStatus, CacheUse, Error, Extent, Kind, Limits,
-    LocalFuture, Node, RangeQueue, Resize, Result, Zeroes,
+    Access, Allocation, BackingName, BlockStatus, CacheUse, DirtyBitmap, Error, Extent, Kind,
+    Limits, LocalFuture, Node, RangeQueue, Resize, Result, Zeroes,
 };
 use diskfuse_ring::Buf;
 
+use crate::bitmaps::Persistent;
 use crate::format::{Compression, Geometry, Header};
 use crate::meta::Meta;
 use compressed::Cache;
@@ -50,6 +52,8 @@ pub use status::{LayerStatus, Layered};
 pub struct Qcow2Node {
     image: Arc<OpenImage>,
     backing: Option<Arc<dyn Node>>,
+    /// Bitmaps in which changes are recorded, those among them that do record.
+    recorded: Arc<[Arc<DirtyBitmap>]>,
 }
 
 /// What all nodes of one open image share: everything but the backing node. Only for this crate's use.
@@ -76,6 +80,7 @@ pub struct OpenImage {
     turns: RangeQueue,
     resizing: RangeQueue,
     decompressed: Cache,
+    persistent: Persistent,
 }
 
 impl std::ops::Deref for Qcow2Node {

@@ -10,21 +10,31 @@ use diskfuse_block::{Error, Kind, Node, RangeQueue, Result};
 use super::compressed::Cache;
 use super::config::{Children, Qcow2Config};
 use super::{OpenImage, Options, Qcow2Node};
+use crate::bitmaps::{self, Inheritance, Persistent};
 use crate::check::rebuild_refcounts_of_dirty_image;
 use crate::format::{Header, features};
 use crate::meta::{ActiveTable, Meta};
 use crate::snapshots;
 
 impl Qcow2Node {
-    /// Opens an image. One that a crash left with refcounts that are behind (lazy refcounts) is repaired first, unless
-    /// it is only read.
+    /// Opens an image, with its persistent bitmaps if it may be written. One that a crash left with refcounts that are behind
+    /// (lazy refcounts) is repaired first, unless it is only read.
     ///
     /// # Errors
-    /// [`Kind::Corrupt`] for an image that contradicts itself, and for writing to one whose corrupt bit is set, or that was not
-    /// closed and cannot be repaired whole;
+    /// [`Kind::Corrupt`] for an image that contradicts itself or has bitmaps that cannot be, and for writing to one whose corrupt
+    /// bit is set, or that was not closed and cannot be repaired whole;
     /// [`Kind::Unsupported`] for features that are not known, and for encrypted images; [`Kind::Invalid`] for children
     /// or options that do not go with the image; [`Kind::NotFound`] if there is no such snapshot.
     pub async fn open(children: Children, config: &Qcow2Config) -> Result<Arc<Self>> {
+        Box::pin(Self::open_after(None, children, config)).await
+    }
+
+    /// Opens an image that was closed a moment ago, or not: with the bitmaps that whoever had it open leaves.
+    pub(super) async fn open_after(
+        left: Option<Inheritance>,
+        children: Children,
+        config: &Qcow2Config,
+    ) -> Result<Arc<Self>> {
         let Children {
             file,
             data_file,
@@ -55,7 +65,13 @@ impl Qcow2Node {
         let data = data_file.unwrap_or_else(|| Arc::clone(&file));
         let read_only = meta.read_only() || data.read_only();
         let geometry = header.geometry;
+        let persistent = match config.loads_bitmaps(read_only) {
+            true => bitmaps_of(&*file, &header, left).await?,
+            false => Persistent::default(),
+        };
+        let recorded = persistent.to_record().into();
         let image = OpenImage {
+            persistent,
             config: config.clone(),
             external: geometry.external_data(),
             raw_data: header.data_file_raw(),
@@ -76,6 +92,7 @@ impl Qcow2Node {
         Ok(Arc::new(Self {
             image: Arc::new(image),
             backing,
+            recorded,
         }))
     }
 
@@ -112,6 +129,7 @@ impl Qcow2Node {
         Ok(Arc::new(Self {
             image: Arc::clone(&self.image),
             backing: child(ChildRole::Backing).cloned(),
+            recorded: Arc::clone(&self.recorded),
         }))
     }
 
@@ -121,16 +139,35 @@ impl Qcow2Node {
         self.open_for_writing.store(false, Ordering::SeqCst);
         // Requests that change tables and were let in before.
         let _last = self.turns.turn(0, u64::MAX).await;
+        self.store_bitmaps().await;
         self.meta.close().await
     }
 
-    /// The header as it was when the image was opened, with the size and the name of the backing file of now.
+    /// The header as it was when the image was opened, with the size, the name of the backing file and the bitmaps of now.
     pub fn header(&self) -> Header {
         let mut header = self.header.clone();
         header.size = self.meta.size();
         header.backing = self.meta.backing();
+        header.bitmaps = self.meta.bitmaps();
+        header.autoclear &= !features::BITMAPS;
+        if header.bitmaps.is_some() {
+            header.autoclear |= features::BITMAPS;
+        }
         header
     }
+}
+
+/// The persistent bitmaps that somebody leaves, or those of the file.
+async fn bitmaps_of(
+    file: &dyn Node,
+    header: &Header,
+    left: Option<Inheritance>,
+) -> Result<Persistent> {
+    let entries = bitmaps::read_directory(file, header).await?;
+    Ok(match left {
+        Some(left) => Persistent::inherited(left, entries),
+        None => Persistent::new(bitmaps::load(file, header, entries).await?),
+    })
 }
 
 fn check_children(

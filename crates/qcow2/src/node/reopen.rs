@@ -9,6 +9,7 @@ use diskfuse_block::{Node, Result};
 
 use super::config::{Children, Qcow2Config};
 use super::{OpenImage, Qcow2Node};
+use crate::bitmaps::Inheritance;
 
 /// An image opened anew, and the node that was closed for it. Until it is [kept](Self::keep) the old one can go on: it does when
 /// this is dropped, so drop it before anybody is let go on; nobody may use the new one then.
@@ -55,7 +56,7 @@ impl Qcow2Node {
     pub async fn open_anew(&self, config: &Qcow2Config, children: Children) -> Result<Anew> {
         let goes_on = self.is_open_for_writing().then(|| Arc::clone(&self.image));
         let opened = match self.shut().await {
-            Ok(()) => Self::open(children, config).await,
+            Ok(()) => Box::pin(Self::open_after(self.leave_bitmaps(), children, config)).await,
             Err(error) => Err(error),
         };
         match opened {
@@ -88,7 +89,15 @@ impl Qcow2Node {
             return Err(error);
         }
         let done = work(&*self.file).await;
-        Ok((done, Self::open(self.children(), self.config()).await))
+        let left = self.leave_bitmaps();
+        let opened = Box::pin(Self::open_after(left, self.children(), self.config())).await;
+        Ok((done, opened))
+    }
+
+    /// For the next one to open the image; if they were not loaded, it loads them.
+    fn leave_bitmaps(&self) -> Option<Inheritance> {
+        let are_loaded = self.config.loads_bitmaps(self.read_only);
+        are_loaded.then(|| self.persistent.leave())
     }
 
     fn is_open_for_writing(&self) -> bool {

@@ -19,11 +19,14 @@ impl Qcow2Node {
         }
         self.check_resize(size)?;
         self.check_write(0, 0).await?;
-        if size < old {
-            return self.shrink(old, size).await;
-        }
-        self.grow(old, size).await?;
-        if preallocate {
+        let changed = match size < old {
+            true => self.shrink(old, size).await,
+            false => self.grow(old, size).await,
+        };
+        // Whatever came after the size.
+        self.resize_bitmaps();
+        changed?;
+        if preallocate && size > old {
             self.preallocate(old, size).await?;
         }
         Ok(())
@@ -43,11 +46,8 @@ impl Qcow2Node {
             let why = "a version 2 image with internal snapshots cannot be resized, as those do not remember their size; delete them first";
             return refuse(Kind::Unsupported, why);
         }
-        if header.bitmaps.is_some() {
-            let why = "an image with persistent bitmaps cannot be resized; remove them first (qemu-img bitmap --remove)";
-            return refuse(Kind::Unsupported, why);
-        }
-        Ok(())
+        let followed = self.persistent.check_size(size);
+        followed.map_err(|error| Error::new(error.kind(), format!("'{name}': {error}")))
     }
 
     async fn shrink(&self, old: u64, size: u64) -> Result<()> {

@@ -37,6 +37,7 @@ impl Qcow2Node {
         if !self.meta.is_prepared() {
             return Extent::Work { len };
         }
+        self.record(offset, len);
         match run {
             Ok(Some(Run {
                 place: Place::Data { host, copied: true },

@@ -16,6 +16,7 @@ impl Qcow2Node {
         if let Err(error) = self.check_write(offset, len).await {
             return (Err(error), buf);
         }
+        self.record(offset, len);
         let how = match self.options.detect_zeroes {
             DetectZeroes::Off => None,
             DetectZeroes::On => Some(Zeroes::Keep),
@@ -28,10 +29,12 @@ impl Qcow2Node {
     }
 
     pub(super) async fn write_compressed_now(&self, offset: u64, buf: Buf) -> (Result<()>, Buf) {
-        match self.check_write(offset, buf.len() as u64).await {
-            Ok(()) => self.store_as(offset, buf, self.can_compress()).await,
-            Err(error) => (Err(error), buf),
+        let len = buf.len() as u64;
+        if let Err(error) = self.check_write(offset, len).await {
+            return (Err(error), buf);
         }
+        self.record(offset, len);
+        self.store_as(offset, buf, self.can_compress()).await
     }
 
     /// Compressed clusters lie in the image file, so there can be none where the data are in another one.

@@ -39,6 +39,7 @@ struct Change {
 impl Qcow2Node {
     pub(super) async fn write_zeroes_now(&self, offset: u64, len: u64, how: Zeroes) -> Result<()> {
         self.check_write(offset, len).await?;
+        self.record(offset, len);
         self.zero(offset, len, how).await
     }
 
@@ -96,6 +97,7 @@ impl Qcow2Node {
 
     pub(super) async fn discard_now(&self, offset: u64, len: u64) -> Result<()> {
         self.check_write(offset, len).await?;
+        self.record(offset, len);
         // Without a zero flag, what is discarded would show the backing file.
         let possible = self.version >= 3 || (self.stands_alone() && !self.keeps_places());
         if !self.options.discard || !possible {

@@ -31,6 +31,8 @@ pub struct Case {
     pub compressed: bool,
     pub snapshot: bool,
     pub data_file: bool,
+    /// It has persistent bitmaps, one that records and one that does not.
+    pub bitmaps: bool,
     /// How much of the disk the image holds in the beginning, in percent.
     pub filled: u64,
     /// Only the first part of the disk is written to, so that clusters are freed and used again.
@@ -106,6 +108,7 @@ impl Case {
             compressed,
             snapshot,
             data_file,
+            bitmaps: false,
             filled: rng.pick(&[0, 0, 20, 60, 100]),
             hot: rng
                 .pick(&[size, size, size / 4, 8 * cluster_size])
@@ -199,6 +202,21 @@ impl Case {
         if self.snapshot {
             qemu_img(&["snapshot", "-c", SNAPSHOT, text(&image)]);
         }
+        if self.bitmaps {
+            let granularity = BITMAPS_GRANULARITY.to_string();
+            for (name, switch) in [(RECORDING, "--enable"), (STILL, "--disable")] {
+                let args = [
+                    "bitmap",
+                    "--add",
+                    "-g",
+                    &granularity,
+                    switch,
+                    text(&image),
+                    name,
+                ];
+                qemu_img(&args);
+            }
+        }
         let read = |path: &Path| std::fs::read(path).unwrap();
         Start {
             image: read(&image),
@@ -212,6 +230,11 @@ impl Case {
 
 /// The name of the internal snapshot.
 pub const SNAPSHOT: &str = "before";
+
+/// The bitmaps, one of which records what is written, and the bytes of their units.
+pub const RECORDING: &str = "recording";
+pub const STILL: &str = "still";
+pub const BITMAPS_GRANULARITY: u64 = 512;
 
 /// What a run begins with.
 pub struct Start {

@@ -3,17 +3,18 @@
 use std::sync::Arc;
 
 use diskfuse_block::{Node, Result, io};
+use diskfuse_qcow2::bitmaps::PersistentBitmap;
 use diskfuse_qcow2::check::{Repair, check};
 use diskfuse_qcow2::node::{Children, Qcow2Config, Qcow2Node};
 use diskfuse_ring::{Buf, Config, IoThread, Reply, Ring};
 use tempfile::TempDir;
 
 use super::SECTOR;
-use super::case::{Case, SNAPSHOT};
+use super::case::{Case, RECORDING, SNAPSHOT, STILL};
 use super::disk::{Disk, Manners};
 use super::guest::{FIRST, Guest, LIMIT};
 use super::log::{Log, Recorder};
-use super::model::Model;
+use super::model::{Model, Version};
 use super::rng::Rng;
 use super::states::State;
 use super::tools::{text, try_qemu_img};
@@ -46,6 +47,8 @@ pub struct Stage {
     pub backing: Option<Vec<u8>>,
     /// Of the file, then of the data file.
     pub initial: Vec<Vec<u8>>,
+    /// What the guest saw in the beginning.
+    versions: Vec<Version>,
     dir: TempDir,
 }
 
@@ -54,6 +57,7 @@ impl Stage {
     pub fn new(case: Case) -> Self {
         let start = case.make();
         let recorder = Recorder::default();
+        let versions = start.initial.clone();
         recorder.log().model = Model::new(start.initial);
         let manners = Manners {
             patience: case.patience,
@@ -86,6 +90,7 @@ impl Stage {
             data_file,
             backing: start.backing,
             initial,
+            versions,
             dir: start.dir,
         }
     }
@@ -219,7 +224,9 @@ impl Stage {
         if !sizes.contains(&size) {
             return Err(format!("the disk has {size} bytes, but may have {sizes:?}"));
         }
+        let bitmaps = self.judge_bitmaps(&node)?;
         look(&*node, |sector, bytes| {
+            self.compare_to_bitmaps(sector, bytes, &bitmaps)?;
             log.model.compare(sector, bytes, promised, state.time)
         })
         .await?;
@@ -250,6 +257,54 @@ impl Stage {
         Ok(())
     }
 
+    /// None may be lost, and those that do not record must be as they were. Returns those that record, and say that they are true.
+    fn judge_bitmaps(
+        &self,
+        node: &Qcow2Node,
+    ) -> std::result::Result<Vec<PersistentBitmap>, String> {
+        let mut all = node.bitmaps();
+        if !self.case.bitmaps {
+            return Ok(all);
+        }
+        let names: Vec<_> = all.iter().map(|one| one.name.as_str()).collect();
+        // The name of a data file may put what is said of bitmaps across two sectors.
+        let may_be_none = self.case.data_file && names.is_empty();
+        if names != [RECORDING, STILL] && !may_be_none {
+            return Err(format!("the bitmaps are {names:?}"));
+        }
+        all.retain(|one| !one.bitmap.info().inconsistent);
+        for one in &all {
+            let (is_recording, is_still) = (one.bitmap.is_recording(), one.name == STILL);
+            if is_recording == is_still || (is_still && one.bitmap.dirty_bytes() > 0) {
+                return Err(format!("bitmap '{}' is {:?}", one.name, one.bitmap));
+            }
+        }
+        all.retain(|one| one.name == RECORDING);
+        Ok(all)
+    }
+
+    /// What is not as it was in the beginning is dirty.
+    fn compare_to_bitmaps(
+        &self,
+        sector: u64,
+        bytes: &[u8],
+        bitmaps: &[PersistentBitmap],
+    ) -> std::result::Result<(), String> {
+        for one in bitmaps {
+            for (number, sector) in (sector..).zip(bytes.chunks(SECTOR as usize)) {
+                let was = self.versions.get(number as usize).copied().unwrap_or(0);
+                let is = super::model::version_of(number, sector)?;
+                if is != was && !one.bitmap.is_dirty(number * SECTOR, SECTOR) {
+                    return Err(format!(
+                        "sector {number} was {was} and is {is}, and bitmap '{}' says that it was not changed",
+                        one.name
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Life goes on after a crash: new requests find what they must, and leave a sound image.
     async fn use_again(
         &self,
@@ -267,6 +322,14 @@ impl Stage {
         .await?;
         recorder.log().model = Model::new(there);
         let guest = Guest::new(node.clone(), &recorder, 1 << 20);
+        // Whoever has lost a bitmap removes it, and can go on.
+        let lost = node.bitmaps().into_iter();
+        let lost: Vec<_> = lost.filter(|one| one.bitmap.info().inconsistent).collect();
+        for one in &lost {
+            node.remove_bitmap(&one.name);
+        }
+        let forgotten = node.forget_removed_bitmaps().await;
+        forgotten.map_err(|error| format!("bitmaps cannot be removed: {error}"))?;
         if self.case.resizes {
             // What a larger disk had there must not come back.
             let answer = guest.resize(node.size() + rng.below(256) * SECTOR).await;

@@ -222,9 +222,17 @@ pub fn backup(
 ) -> Result<Start> {
     live::find(&host.nodes, &what.device)?;
     live::find(&host.nodes, &what.target)?;
-    let bitmap = what.bitmap.as_ref();
-    let bitmap = bitmap.map(|name| host.bitmaps.usable(&what.device, name));
-    let bitmap = bitmap.transpose()?.zip(bitmap_mode(what)?);
+    let bitmap = match &what.bitmap {
+        Some(name) => {
+            let changes = what.bitmap_mode != Some(BitmapSyncMode::Never);
+            let bitmap = host
+                .bitmaps
+                .usable(&host.nodes, &what.device, name, changes)?;
+            Some(bitmap)
+        }
+        None => None,
+    };
+    let bitmap = bitmap.zip(bitmap_mode(what)?);
     let of_filter = |error: Error| Error::Refused(format!("Could not create node: {error}"));
     check_filter_name(host, what.filter_node_name.as_ref()).map_err(of_filter)?;
     check_writable(host, &what.target).map_err(of_filter)?;

@@ -255,7 +255,7 @@ impl Commands {
         match command {
             Command::BlockDirtyBitmapAdd(what) => bitmaps.add(nodes, what).map(nothing),
             Command::BlockDirtyBitmapRemove(which) => {
-                bitmaps.remove(nodes, which).map(|_| nothing(()))
+                bitmaps.remove_for_good(nodes, which).map(nothing)
             }
             Command::BlockDirtyBitmapClear(which) => {
                 bitmaps.clear(nodes, which).map(|_| nothing(()))

@@ -26,6 +26,8 @@ pub struct Overlay {
     /// What is to be put on what.
     pub what: BlockdevSnapshot,
     created: Option<Created>,
+    /// Bytes of the disk when it was made.
+    size: u64,
 }
 
 impl Overlay {
@@ -36,6 +38,19 @@ impl Overlay {
         }
     }
 
+    /// The disk stands still: an image that was made while it grew is made anew, as it would cut off what was written since.
+    ///
+    /// # Errors
+    /// Then there is no overlay any more.
+    pub fn fit(self, nodes: &Nodes, what: &BlockdevSnapshotSync) -> Result<Self> {
+        let below = live::find(nodes, &self.what.node)?;
+        if self.created.is_none() || self.size == below.size() {
+            return Ok(self);
+        }
+        self.discard(nodes)?;
+        make(nodes, what)
+    }
+
     /// Takes the node away, and the file if it was made for it. Nobody may stand on it any more.
     pub fn discard(self, nodes: &Nodes) -> Result<()> {
         nodes.remove(&self.what.overlay)
@@ -44,16 +59,30 @@ impl Overlay {
 
 /// The whole command.
 pub fn run(host: &Commands, daemon: &Daemon, what: &BlockdevSnapshotSync) -> Result<()> {
-    check_free(host, node(&host.nodes, what)?)?;
-    let overlay = make(&host.nodes, what)?;
-    let BlockdevSnapshot { node, overlay: top } = &overlay.what;
-    match snapshot(host, daemon, node, top) {
+    let nodes = &host.nodes;
+    check_free(host, node(nodes, what)?)?;
+    let overlay = make(nodes, what)?;
+    let stand_still = |node: &str| {
+        // Most of it before anybody has to wait.
+        nodes.run(live::find(nodes, node)?.flush())??;
+        nodes.drain(node)
+    };
+    let (overlay, outcome) = match stand_still(&overlay.what.node) {
+        Ok(_drained) => {
+            let overlay = overlay.fit(nodes, what)?;
+            let BlockdevSnapshot { node, overlay: top } = &overlay.what;
+            let outcome = snapshot(host, daemon, node, top);
+            (overlay, outcome)
+        }
+        Err(error) => (overlay, Err(error)),
+    };
+    match outcome {
         Ok(()) => {
             overlay.keep();
             Ok(())
         }
         Err(error) => {
-            if let Err(error) = overlay.discard(&host.nodes) {
+            if let Err(error) = overlay.discard(nodes) {
                 tracing::warn!(%error, "the overlay of a snapshot that failed is left over");
             }
             Err(error)
@@ -79,6 +108,7 @@ pub fn make(nodes: &Nodes, what: &BlockdevSnapshotSync) -> Result<Overlay> {
     }
     check_format(what)?;
     let file = Path::new(&what.snapshot_file);
+    let size = below.size();
     let created = match what.mode {
         Some(NewImageMode::Existing) => None,
         Some(NewImageMode::AbsolutePaths) | None => {
@@ -87,7 +117,7 @@ pub fn make(nodes: &Nodes, what: &BlockdevSnapshotSync) -> Result<Overlay> {
                 path: file.to_owned(),
                 format: Format::Qcow2,
                 options: NewImageOptions {
-                    size: Some(below.size()),
+                    size: Some(size),
                     backing_file: Some(path_of(nodes, node)?),
                     backing_fmt: Some(format_of(nodes, node)?),
                     ..NewImageOptions::default()
@@ -107,6 +137,7 @@ pub fn make(nodes: &Nodes, what: &BlockdevSnapshotSync) -> Result<Overlay> {
             overlay: overlay.clone(),
         },
         created,
+        size,
     })
 }
 

@@ -10,7 +10,7 @@ use diskfuse_monitor::commands::{
     Action, BlockDirtyBitmap, BlockdevSnapshot, CompletionMode, Transaction,
 };
 
-use super::bitmaps::Removed;
+use super::bitmaps::{Removed, forget_removed};
 use super::snapshot_sync::{self, Overlay};
 use super::{Commands, jobs, nodes};
 use crate::daemon::Daemon;
@@ -96,6 +96,16 @@ pub fn run(host: &mut Commands, daemon: &Daemon, what: &Transaction) -> Result<(
     }
     for step in undo {
         match step {
+            Undo::PutBack(removed) => {
+                let node = removed.node();
+                if let Err(error) = forget_removed(&host.nodes, node) {
+                    // It is tried again when the image is closed.
+                    tracing::error!(
+                        node,
+                        "a bitmap that was removed is still in the image: {error}"
+                    );
+                }
+            }
             Undo::Snapshot(snapshot) => live::writable::seal(&host.nodes, &snapshot.node),
             Undo::Overlay(overlay) => overlay.keep(),
             _ => {}
@@ -142,7 +152,40 @@ fn carry_out(
     host.bitmaps
         .lend(actions.iter().filter_map(of_backup).collect());
     drained.extend(drain(host, actions, &backups.starts)?);
+    fit_overlays(host, actions, undo)?;
     act(host, actions, backups, undo)
+}
+
+/// What was made while the guests went on fits the disks that stand still now.
+fn fit_overlays(host: &Commands, actions: &[Action], undo: &mut Vec<Undo>) -> Result<()> {
+    for action in actions {
+        let Action::SnapshotSync(what) = action else {
+            continue;
+        };
+        let made = |step: &mut Undo| match step {
+            Undo::Overlay(overlay) => {
+                Some(&overlay.what.overlay) == what.snapshot_node_name.as_ref()
+            }
+            _ => false,
+        };
+        for step in undo.extract_if(.., made).collect::<Vec<_>>() {
+            if let Undo::Overlay(overlay) = step {
+                let overlay = overlay.fit(&host.nodes, what)?;
+                undo.insert(0, Undo::Overlay(overlay));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether the node was made for a snapshot of this transaction: nobody uses it yet, and it could not be taken away again while it
+/// is drained.
+fn is_new(actions: &[Action], node: &str) -> bool {
+    let mut overlays = actions.iter().filter_map(|action| match action {
+        Action::SnapshotSync(what) => what.snapshot_node_name.as_deref(),
+        _ => None,
+    });
+    overlays.any(|overlay| overlay == node)
 }
 
 /// Drains every node that an action names, or that a job is about to use.
@@ -165,7 +208,7 @@ fn drain(host: &Commands, actions: &[Action], starts: &[Start]) -> Result<Vec<Dr
             Action::InternalSnapshot(snapshot) => &snapshot.device,
         };
         // One that is not there is the action's own error.
-        if host.nodes.graph.get(node).is_ok() {
+        if host.nodes.graph.get(node).is_ok() && !is_new(actions, node) {
             drained.push(host.nodes.drain(node)?);
         }
     }
@@ -274,7 +317,7 @@ fn take_back(host: &mut Commands, step: Undo) -> Result<()> {
     match step {
         Undo::RemoveBitmap(which) => bitmaps.remove(nodes, &which).map(drop),
         Undo::PutBack(removed) => bitmaps.put_back(nodes, removed),
-        Undo::Mark(which, marks) => bitmaps.mark(&which, &marks),
+        Undo::Mark(which, marks) => bitmaps.mark(nodes, &which, &marks),
         Undo::Unmerge(target, before) => bitmaps.unmerge(nodes, &target, &before),
         Undo::Record(which, record) => bitmaps.record(nodes, &which, record).map(drop),
         Undo::Snapshot(what) => {

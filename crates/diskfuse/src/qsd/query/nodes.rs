@@ -87,7 +87,7 @@ fn one(
         },
         // QMP's integers have a sign, and QEMU shows the bits.
         write_threshold: thresholds.of(nodes, name)?.cast_signed(),
-        dirty_bitmaps: bitmaps.of(name),
+        dirty_bitmaps: bitmaps.of(nodes, name),
     })
 }
 
