@@ -186,7 +186,6 @@ fn wrong_nodes_are_refused_in_the_same_words() {
                 "blockdev-add",
                 &[json!({"driver": "throttle", "node-name": "t", "throttle-group": "g", "file": "n"})],
             );
-            both.ask("blockdev-del", &json!({"node-name": "n"}));
             both.ask("qom-list", &json!({"path": ""}));
             let threshold = |value: Value| json!({"node-name": "nobody", "write-threshold": value});
             both.all(

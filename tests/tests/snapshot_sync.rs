@@ -39,7 +39,7 @@ fn a_snapshot_whose_image_is_made_for_it() {
         let words = "Backing file not supported for file format 'raw'";
         stage.refused(command, raw, words);
         let nil = json!({"node-name": "nil", "snapshot-file": top, "snapshot-node-name": "top"});
-        stage.refused(command, nil, "Cannot find device='nil' nor node-name='nil'");
+        stage.refused(command, nil, "Cannot find device='' nor node-name='nil'");
         assert!(!top.exists(), "what was refused left an image");
 
         let from = writers.acknowledged();

@@ -207,7 +207,7 @@ fn a_drain_stops_users_of_the_node_and_above_and_nobody_else() {
             let drained = graph.drain("f").await.unwrap();
             assert_eq!((low.counts(), high.counts()), ((1, 0), (1, 0)));
             let refused = graph.attach("r", exporting("late", false)).unwrap_err();
-            assert_eq!(refused.kind(), Kind::Busy);
+            assert_eq!(refused.kind(), Kind::Drained);
             drop(drained);
             assert_eq!((low.counts(), high.counts()), ((1, 1), (1, 1)));
             let _late = graph.attach("r", exporting("late", false)).unwrap();

@@ -220,7 +220,11 @@ fn a_create_job_is_cancelled_in_the_middle_of_its_work() {
         assert_eq!(job.over().await.unwrap_err(), "Operation canceled");
         assert_eq!(Arc::strong_count(&held), 1);
         assert_eq!(job.info().current_progress, 0);
-        assert_eq!(lab.told(), ["created", "running", "aborting", "concluded"]);
+        // Nobody could dismiss it any more.
+        assert_eq!(
+            lab.told(),
+            ["created", "running", "aborting", "concluded", "null"]
+        );
     });
 }
 
