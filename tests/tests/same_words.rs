@@ -44,6 +44,19 @@ fn fill(folder: &Path) {
     create("new", &[]);
 }
 
+/// QEMU greets whoever comes while it starts a second time.
+fn connect(socket: &Path) -> Qmp {
+    let mut client = Qmp::silent(socket);
+    client.send("{'execute': 'qmp_capabilities'}");
+    loop {
+        let message = client.answer();
+        if message.get("QMP").is_none() {
+            assert!(message.get("return").is_some(), "{message}");
+            return client;
+        }
+    }
+}
+
 /// Starts both and runs `test`; ends both.
 fn side_by_side(bed: &Bed, test: impl Fn(&mut Both)) {
     let start = |name: &str, tool: Tool| {
@@ -53,7 +66,7 @@ fn side_by_side(bed: &Bed, test: impl Fn(&mut Both)) {
         let chardev = format!("socket,id=c,path={},server=on,wait=off", socket.display());
         let tool = tool.args(["--chardev", &chardev, "--monitor", "c"]);
         let daemon = bed.start(tool.current_dir(&folder), Vec::new());
-        (daemon, Qmp::connect(&socket))
+        (daemon, connect(&socket))
     };
     let (our_daemon, ours) = start("ours", bed.tool(["qsd"]));
     let (their_daemon, theirs) = start("theirs", Tool::new("qemu-storage-daemon"));

@@ -88,7 +88,7 @@ fn what_a_guest_appends_meanwhile_is_kept() {
         let appended = std::thread::scope(|scope| {
             let guest = scope.spawn(|| {
                 let file = File::options().write(true).open(&mountpoint).unwrap();
-                let mut at = Stage::SIZE as u64;
+                let mut at = Stage::SIZE;
                 for number in 1_u64.. {
                     if over.load(Ordering::SeqCst) {
                         break;
@@ -121,7 +121,7 @@ fn what_a_guest_appends_meanwhile_is_kept() {
         let file = File::open(&mountpoint).unwrap();
         assert!(file.metadata().unwrap().len() >= appended, "{appended}");
         let mut block = [0; 4096];
-        let offsets = (Stage::SIZE as u64..appended).step_by(4096);
+        let offsets = (Stage::SIZE..appended).step_by(4096);
         for (number, at) in (1_u64..).zip(offsets) {
             file.read_exact_at(&mut block, at).unwrap();
             let found = u64::from_le_bytes(block[..8].try_into().unwrap());
