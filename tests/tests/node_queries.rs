@@ -3,7 +3,7 @@
 // Helpers of tests fail as tests do.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use diskfuse_e2e::{Stage, once};
+use diskfuse_e2e::{Stage, Tool, once};
 use serde_json::{Value, json};
 
 /// What file systems and their disks like: the same on every machine where the cache is used.
@@ -163,6 +163,39 @@ fn of_a_mirror_it_is_said_whether_each_write_reaches_both_sides() {
             stage.run("job-cancel", json!({"id": "m"}));
             stage.job_is_gone("m");
         }
+        stage.stop();
+    });
+}
+
+/// Each node's name holds the options of all that is below it; to look again at what is below for each would take for ever.
+#[test]
+fn long_chains_that_need_options_are_told_at_once() {
+    once(|bed| {
+        let mut stage = Stage::start(bed);
+        let bottom = json!({"driver": "null-co", "node-name": "n0", "size": 1 << 20});
+        stage.run("blockdev-add", bottom);
+        for number in 1..=40 {
+            let path = bed.path(&format!("i{number}"));
+            Tool::new("qemu-img")
+                .args(["create", "-q", "-f", "qcow2"])
+                .arg(&path)
+                .arg("1M")
+                .run();
+            let node = json!({
+                "driver": "qcow2", "node-name": format!("n{number}"), "backing": format!("n{}", number - 1),
+                "file": {"driver": "file", "filename": path},
+            });
+            stage.run("blockdev-add", node);
+        }
+        let nodes = stage.run("query-named-block-nodes", json!({"flat": true}));
+        let nodes = nodes.as_array().unwrap();
+        let top = nodes.iter().find(|node| node["node-name"] == "n40");
+        let mut options = json_name(top.unwrap());
+        for _ in 0..40 {
+            assert_eq!(options["driver"], "qcow2");
+            options = options["backing"].take();
+        }
+        assert_eq!(options, json!({"driver": "null-co", "size": 1 << 20}));
         stage.stop();
     });
 }

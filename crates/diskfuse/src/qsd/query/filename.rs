@@ -3,8 +3,8 @@
 
 use std::path::Path;
 
-use diskfuse_block::downcast;
 use diskfuse_block::graph::ChildRole;
+use diskfuse_block::{Node, downcast};
 use diskfuse_image::name::full_name;
 use diskfuse_monitor::blockdev::blkdebug::{BlkdebugIoType, InjectErrorOptions, SetStateOptions};
 use diskfuse_monitor::qmp::to_text;
@@ -12,57 +12,99 @@ use diskfuse_monitor::{BlkdebugOptions, BlockDriver, NullOptions};
 use diskfuse_qcow2::node::Qcow2Node;
 use serde_json::{Map, Value, json};
 
-use super::nodes::below;
 use crate::error::Result;
 use crate::qsd::nodes::Nodes;
 
 /// The name.
 pub fn filename(nodes: &Nodes, name: &str) -> Result<String> {
-    Ok(match plain(nodes, name)? {
-        Some(plain) => plain,
-        None => format!("json:{}", to_text(&options(nodes, name)?, false).trim_end()),
-    })
+    Ok(Described::look(nodes, name)?.name())
 }
 
-/// The name of a node that needs no options.
-fn plain(nodes: &Nodes, name: &str) -> Result<Option<String>> {
-    let node = nodes.graph.bare(name)?;
-    let driver = node.driver();
-    let made_of = nodes.options(name).map(|options| options.driver);
-    let child = |role| -> Result<Option<String>> {
-        let child = below(nodes, name, role)?;
-        child.map_or(Ok(None), |child| plain(nodes, &child))
+/// A node and all that is below it, looked at once: chains are long.
+struct Described {
+    /// The name, if it needs no options.
+    plain: Option<String>,
+    /// Everything that the node was made of, with those below it.
+    options: Value,
+}
+
+/// The nodes right below one.
+type Children = Vec<(ChildRole, Described)>;
+
+impl Described {
+    fn look(nodes: &Nodes, name: &str) -> Result<Self> {
+        let node = nodes.graph.bare(name)?;
+        let made_of = nodes.options(name).map(|options| options.driver);
+        let mut children = Children::new();
+        for (role, child) in nodes.graph.edges(name)? {
+            children.push((role, Self::look(nodes, &child)?));
+        }
+        let has_another_backing = has_another_backing(&*node, &children);
+        Ok(Self {
+            plain: plain(&*node, made_of.as_ref(), &children, has_another_backing),
+            options: options(&*node, made_of.as_ref(), children, has_another_backing),
+        })
+    }
+
+    fn name(self) -> String {
+        let options = || format!("json:{}", to_text(&self.options, false).trim_end());
+        self.plain.unwrap_or_else(options)
+    }
+
+    /// Whether this is its name. To write it down takes long if there is much below.
+    fn is_called(&self, name: &str) -> bool {
+        match &self.plain {
+            Some(plain) => plain == name,
+            None => name
+                .strip_prefix("json:")
+                .is_some_and(|options| to_text(&self.options, false).trim_end() == options),
+        }
+    }
+}
+
+fn plain(
+    node: &dyn Node,
+    made_of: Option<&BlockDriver>,
+    children: &Children,
+    has_another_backing: bool,
+) -> Option<String> {
+    let child = |role| {
+        let child = children.iter().find(|(there, _)| *there == role);
+        child.and_then(|(_, child)| child.plain.clone())
     };
     match made_of {
         Some(BlockDriver::NullCo(null) | BlockDriver::NullAio(null)) => {
-            let is_all = own_options(&null).is_empty();
-            Ok(is_all.then(|| format!("{driver}://")))
+            let is_all = own_options(null).is_empty();
+            is_all.then(|| format!("{}://", node.driver()))
         }
-        Some(BlockDriver::Raw(raw)) if raw.offset > 0 || raw.size.is_some() => Ok(None),
-        Some(BlockDriver::Throttle(_)) => Ok(None),
+        Some(BlockDriver::Raw(raw)) if raw.offset > 0 || raw.size.is_some() => None,
+        Some(BlockDriver::Throttle(_)) => None,
         Some(BlockDriver::Blkdebug(blkdebug)) => {
             let is_all = blkdebug.align == 0
                 && blkdebug.rules.errors.is_empty()
                 && blkdebug.rules.changes.is_empty();
-            let image = child(ChildRole::Filtered)?.filter(|_| is_all);
+            let image = child(ChildRole::Filtered).filter(|_| is_all);
             let config = blkdebug.config.as_deref().unwrap_or(Path::new(""));
-            Ok(image.map(|image| format!("blkdebug:{}:{image}", config.display())))
+            image.map(|image| format!("blkdebug:{}:{image}", config.display()))
         }
         Some(BlockDriver::Raw(_)) => child(ChildRole::Filtered),
-        Some(BlockDriver::Qcow2(_)) if has_another_backing(nodes, name)? => Ok(None),
+        Some(BlockDriver::Qcow2(_)) if has_another_backing => None,
         Some(BlockDriver::Qcow2(_)) => child(ChildRole::File),
-        Some(BlockDriver::File(_) | BlockDriver::HostDevice(_)) | None => Ok(node.filename()),
+        Some(BlockDriver::File(_) | BlockDriver::HostDevice(_)) | None => node.filename(),
     }
 }
 
-/// Everything that the node was made of, with those below it.
-fn options(nodes: &Nodes, name: &str) -> Result<Value> {
-    let node = nodes.graph.bare(name)?;
+fn options(
+    node: &dyn Node,
+    made_of: Option<&BlockDriver>,
+    children: Children,
+    has_another_backing: bool,
+) -> Value {
     let mut all = Map::new();
     all.insert("driver".to_owned(), Value::from(node.driver()));
-    match nodes.options(name).map(|options| options.driver) {
+    match made_of {
         Some(BlockDriver::NullCo(null) | BlockDriver::NullAio(null)) => {
-            all.extend(own_options(&null));
+            all.extend(own_options(null));
         }
         Some(BlockDriver::Raw(raw)) => {
             if raw.offset > 0 {
@@ -73,29 +115,27 @@ fn options(nodes: &Nodes, name: &str) -> Result<Value> {
             }
         }
         Some(BlockDriver::Throttle(throttle)) => {
-            let group = Value::from(throttle.throttle_group);
+            let group = Value::from(throttle.throttle_group.as_str());
             all.insert("throttle-group".to_owned(), group);
         }
-        Some(BlockDriver::Blkdebug(blkdebug)) => all.extend(of_blkdebug(&blkdebug)),
+        Some(BlockDriver::Blkdebug(blkdebug)) => all.extend(of_blkdebug(blkdebug)),
         Some(BlockDriver::Qcow2(_) | BlockDriver::File(_) | BlockDriver::HostDevice(_)) | None => {}
     }
-    let edges = nodes.graph.edges(name)?;
-    let has_another_backing = has_another_backing(nodes, name)?;
-    for (role, child) in &edges {
-        if *role != ChildRole::Backing || has_another_backing {
-            let key = child_name(node.driver(), *role).to_owned();
-            all.insert(key, options(nodes, child)?);
+    if children.is_empty()
+        && let Some(file) = node.filename()
+    {
+        all.insert("filename".to_owned(), Value::from(file));
+    }
+    for (role, child) in children {
+        if role != ChildRole::Backing || has_another_backing {
+            let key = child_name(node.driver(), role).to_owned();
+            all.insert(key, child.options);
         }
     }
     if has_another_backing {
         all.entry("backing").or_insert(Value::Null);
     }
-    if edges.is_empty()
-        && let Some(file) = node.filename()
-    {
-        all.insert("filename".to_owned(), Value::from(file));
-    }
-    Ok(Value::Object(all))
+    Value::Object(all)
 }
 
 /// What a node below is to the one above.
@@ -109,20 +149,22 @@ pub fn child_name(driver: &str, role: ChildRole) -> &'static str {
 }
 
 /// Whether an image stands on something else than its header says.
-fn has_another_backing(nodes: &Nodes, name: &str) -> Result<bool> {
-    let node = nodes.graph.bare(name)?;
-    let Some(image) = downcast::<Qcow2Node>(&*node) else {
-        return Ok(false);
+fn has_another_backing(node: &dyn Node, children: &Children) -> bool {
+    let Some(image) = downcast::<Qcow2Node>(node) else {
+        return false;
     };
     let own = node.filename().unwrap_or_default();
-    let said = image
-        .header()
-        .backing
-        .as_ref()
-        .map(|b| full_name(Path::new(&own), &b.name));
-    let is = below(nodes, name, ChildRole::Backing)?;
-    let is = is.map(|is| filename(nodes, &is)).transpose()?;
-    Ok(said != is)
+    let header = image.header();
+    let said = header.backing.as_ref();
+    let said = said.map(|backing| full_name(Path::new(&own), &backing.name));
+    let is = children
+        .iter()
+        .find(|(role, _)| *role == ChildRole::Backing);
+    match (said, is) {
+        (None, None) => false,
+        (Some(said), Some((_, is))) => !is.is_called(&said),
+        _ => true,
+    }
 }
 
 /// What differs from what a null disk has when nothing is said.
