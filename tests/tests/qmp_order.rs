@@ -4,6 +4,8 @@
 // Helpers of tests fail as tests do.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use diskfuse_e2e::{Qmp, Stage, once};
@@ -187,6 +189,40 @@ fn a_command_about_a_node_that_a_job_drains_waits_and_holds_nobody_else_up() {
         assert!(began.elapsed() > PAUSE / 4, "{:?}", began.elapsed());
         stage.job_is_gone("m");
         stage.qmp.job_is("b", "null");
+        stage.stop();
+    });
+}
+
+/// As in QEMU, whose callers go on with the mountpoint at once.
+#[test]
+fn a_removal_is_answered_when_the_export_is_gone_or_when_that_takes_long() {
+    once(|bed| {
+        let mut stage = Stage::start(bed);
+        add_null(&mut stage, "fast", 1 << 20, Duration::ZERO);
+        add_null(&mut stage, "slow", 1 << 20, Duration::from_millis(1500));
+        for _ in 0..20 {
+            let mountpoint = stage.export_as("e", "fast", &["t0"]);
+            assert_eq!(std::fs::read(&mountpoint).unwrap().len(), 1 << 20);
+            stage.qmp.events.clear();
+            stage.run("block-export-del", json!({"id": "e"}));
+            let events: Vec<_> = stage.qmp.events.iter().map(in_short).collect();
+            assert_eq!(events, ["BLOCK_EXPORT_DELETED e"]);
+            assert_eq!(std::fs::metadata(&mountpoint).unwrap().len(), 0);
+        }
+        let mountpoint = stage.export_as("late", "slow", &["t1"]);
+        let file = File::open(&mountpoint).unwrap();
+        let reading = std::thread::spawn(move || file.read_exact_at(&mut [0; 512], 0));
+        std::thread::sleep(Duration::from_millis(300));
+        stage.qmp.events.clear();
+        let began = Instant::now();
+        stage.run("block-export-del", json!({"id": "late", "mode": "hard"}));
+        assert!(
+            began.elapsed() < Duration::from_secs(2),
+            "it waits for the disk"
+        );
+        assert_eq!(stage.qmp.events, Vec::<Value>::new());
+        stage.qmp.event("BLOCK_EXPORT_DELETED");
+        reading.join().unwrap().unwrap();
         stage.stop();
     });
 }

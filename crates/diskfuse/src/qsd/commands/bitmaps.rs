@@ -202,7 +202,7 @@ impl Bitmaps {
     }
 
     /// `block-dirty-bitmap-remove`, which is what can be done with an inconsistent one. What an image has of it goes when that is
-    /// closed, or by [`Bitmaps::forget_removed`].
+    /// closed, or by [`forget_removed`].
     pub fn remove(&mut self, nodes: &Nodes, which: &BlockDirtyBitmap) -> Result<Removed> {
         let found = self.unused(nodes, which)?;
         if found.persistent {

@@ -22,7 +22,7 @@ pub fn add(
     exports::add(daemon, host, what)
 }
 
-/// `block-export-del`: the export is on its way out when this returns; an event tells when it is gone. Unless it is to go
+/// `block-export-del`: the export is on its way out when this returns; an event tells when it is gone, and then the answer. Unless it is to go
 /// hard, it stays while it has requests in flight.
 pub fn delete(daemon: &mut Daemon, what: &BlockExportDel) -> Result<()> {
     let id = &what.id;

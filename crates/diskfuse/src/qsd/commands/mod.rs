@@ -41,6 +41,10 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How long a command about a node that is drained waits before it is tried again.
 const AGAIN: Duration = Duration::from_millis(1);
 
+/// How long `block-export-del` waits for the end of the export before it is answered. Without requests in flight that takes
+/// milliseconds, and callers take the answer for it, as the event comes before it in QEMU.
+const REMOVAL: Duration = Duration::from_millis(500);
+
 /// What the storage daemon has beside its exports.
 pub struct Commands {
     /// What makes nodes.
@@ -56,6 +60,8 @@ pub struct Commands {
     opened: Vec<Opened>,
     /// Commands that are tried again, in the order in which they came.
     postponed: Vec<Postponed>,
+    /// Removals of exports that are not gone yet.
+    removals: Vec<Removal>,
     /// What is said of jobs.
     last_events: Arc<LastEvents>,
     /// Who wants to know when all is over.
@@ -68,6 +74,13 @@ struct Postponed {
     /// When it is tried again,
     next: Instant,
     /// and when it is refused.
+    until: Instant,
+}
+
+/// A `block-export-del` that is answered when the export is gone, or when that takes long.
+struct Removal {
+    id: String,
+    reply: ReplyHandle,
     until: Instant,
 }
 
@@ -89,20 +102,26 @@ impl Attendant for Commands {
     }
 
     fn due(&self) -> Option<Instant> {
-        self.postponed.iter().map(|postponed| postponed.next).min()
+        let removals = self.removals.iter().map(|removal| removal.until);
+        let postponed = self.postponed.iter().map(|postponed| postponed.next);
+        postponed.chain(removals).min()
     }
 
     fn again(&mut self, daemon: &mut Daemon) {
         for postponed in std::mem::take(&mut self.postponed) {
             self.attempt(daemon, postponed);
         }
+        let now = Instant::now();
+        self.answer_removals(|removal| removal.until <= now);
     }
 
     fn export_gone(&mut self, id: &str) {
         self.monitors.emit(BlockExportDeleted { id: id.to_owned() });
+        self.answer_removals(|removal| removal.id == id);
     }
 
     fn exports_gone(&mut self) {
+        self.answer_removals(|_| true);
         self.last_events.exports_are_gone();
     }
 
@@ -161,6 +180,7 @@ impl Commands {
             thresholds: Thresholds::default(),
             opened: Vec::new(),
             postponed: Vec::new(),
+            removals: Vec::new(),
             last_events,
             leaving: Vec::new(),
         }
@@ -190,8 +210,26 @@ impl Commands {
             }
             tracing::debug!(command = command.name(), %error, "refused");
         }
-        let reply = postponed.request.reply;
+        let Request { command, reply, .. } = postponed.request;
+        if let (Command::BlockExportDel(what), Ok(_)) = (command, &outcome) {
+            self.removals.push(Removal {
+                id: what.id,
+                reply,
+                until: Instant::now() + REMOVAL,
+            });
+            return;
+        }
         reply.send(outcome.map_err(|error| in_qmp(&error)));
+    }
+
+    fn answer_removals(&mut self, which: impl Fn(&Removal) -> bool) {
+        let answered: Vec<_> = self
+            .removals
+            .extract_if(.., |removal| which(removal))
+            .collect();
+        for removal in answered {
+            removal.reply.send(Ok(json!({})));
+        }
     }
 
     fn run(&mut self, daemon: &mut Daemon, command: &Command) -> Result<Value> {
