@@ -60,19 +60,22 @@ fn an_image_that_is_missing_a_folder_or_a_fifo_is_refused() {
             bed,
             &["{}/fifo", "{}/m"],
             1,
-            &["Could not open '{}/fifo'", "fifo"],
+            &["'{}/fifo' to be a regular file", "it is a fifo"],
         );
         refused(
             bed,
             &["-w", "{}/fifo", "{}/m"],
             1,
-            &["Could not open '{}/fifo'", "fifo"],
+            &["'{}/fifo' to be a regular file", "it is a fifo"],
         );
         refused(
             bed,
             &["/dev/null", "{}/m"],
             1,
-            &["Could not open '/dev/null'", "character device"],
+            &[
+                "'/dev/null' to be a regular file",
+                "it is a character device",
+            ],
         );
     });
 }
@@ -260,14 +263,19 @@ fn a_part_that_is_not_in_the_image_is_refused() {
     everywhere(|bed| {
         bed.image("i", SIZE);
         let past = ["--offset", "2M", "{}/i", "{}/m"];
-        refused(bed, &past, 1, &["offset 2097152", "past the end"]);
+        refused(
+            bed,
+            &past,
+            1,
+            &["Offset (2097152)", "containing file (1048576)"],
+        );
         let over = ["--offset", "512k", "--size", "1M", "{}/i", "{}/m"];
-        refused(bed, &over, 1, &["size 1048576", "past the end"]);
+        refused(bed, &over, 1, &["size (1048576)", "containing file"]);
         refused(
             bed,
             &["--size", "1000", "{}/i", "{}/m"],
             1,
-            &["size 1000 is not a multiple of 512"],
+            &["size is not multiple of 512 (it is 1000)"],
         );
     });
 }

@@ -36,7 +36,9 @@ pub fn open_raw(child: Arc<dyn Node>, config: &RawConfig) -> Result<Arc<RawNode>
     let RawConfig { offset, size, .. } = *config;
     match size {
         Some(size) if !size.is_multiple_of(SECTOR) => {
-            return invalid(format!("Specified size is not multiple of {SECTOR}"));
+            return invalid(format!(
+                "Specified size is not multiple of {SECTOR} (it is {size})"
+            ));
         }
         None if offset > whole => {
             return invalid(format!(

@@ -202,6 +202,10 @@ fn check_type(path: &str, kind: HostKind, stat: &rustix::fs::Stat) -> Result<()>
         (is, HostKind::Regular) => {
             let hint = match is {
                 FileType::BlockDevice => " (use the driver 'host_device' for a block device)",
+                FileType::Fifo => " (it is a fifo, which cannot hold a disk image)",
+                FileType::CharacterDevice => {
+                    " (it is a character device, which cannot hold a disk image)"
+                }
                 _ => "",
             };
             format!("'file' driver requires '{path}' to be a regular file{hint}")
