@@ -171,12 +171,14 @@ fn what_is_no_image_is_refused_with_what_to_do() {
     let fifo = dir.path().join("fifo");
     must("mkfifo", &[fifo.to_str().unwrap()]);
     let shown = fifo.display();
-    let expected = format!("'file' driver requires '{shown}' to be a regular file");
+    let expected = format!(
+        "'file' driver requires '{shown}' to be a regular file (it is a fifo, which cannot hold a disk image)"
+    );
     assert_eq!(refused(&fifo), expected);
     let socket = dir.path().join("socket");
     let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
     assert!(refused(&socket).contains("it is a socket"));
-    let expected = "'file' driver requires '/dev/null' to be a regular file";
+    let expected = "'file' driver requires '/dev/null' to be a regular file (it is a character device, which cannot hold a disk image)";
     assert_eq!(refused(Path::new("/dev/null")), expected);
     let file = image(&dir, "file.raw", &[0; 512]);
     let said = message(open_host_device(&file_config(&file)));
