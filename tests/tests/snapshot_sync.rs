@@ -149,6 +149,11 @@ fn images_made_for_snapshots_go_with_a_transaction_that_fails() {
             "data": {"node-name": "disk", "snapshot-file": top, "snapshot-node-name": "top"},
         });
         let abort = json!({"type": "abort", "data": {}});
+        // Also if another action is about the new node, and would drain it.
+        let on_top =
+            json!({"type": "block-dirty-bitmap-clear", "data": {"node": "top", "name": "no"}});
+        let actions = json!({"actions": [action, on_top]});
+        stage.refused("transaction", actions, "Dirty bitmap 'no' not found");
         let actions = json!({"actions": [action, abort]});
         stage.refused(
             "transaction",
