@@ -5,6 +5,7 @@ use std::process::Command;
 use std::rc::Rc;
 use std::{env, fs};
 
+use serde::Serialize;
 use tempfile::TempDir;
 
 use crate::cli::{Select, Transport};
@@ -29,6 +30,16 @@ pub fn out(select: &Select) -> Result<PathBuf> {
     let out = select.out.clone().unwrap_or_else(|| target().join("bench"));
     fs::create_dir_all(&out).at("create", &out)?;
     Ok(out)
+}
+
+/// Writes a report into the directory of the reports, and says where.
+pub fn write(out: &Path, name: &str, document: &impl Serialize) -> Result<()> {
+    let path = out.join(name);
+    let json = serde_json::to_string_pretty(document)
+        .map_err(|error| Error::Usage(format!("the report is not JSON: {error}")))?;
+    fs::write(&path, json).at("write", &path)?;
+    println!("written: {}", path.display());
+    Ok(())
 }
 
 /// The work directory; it is removed with this value.

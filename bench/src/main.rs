@@ -19,6 +19,7 @@ mod line_up;
 mod machine;
 mod monitor;
 mod mounts;
+mod paired;
 mod people;
 mod plan;
 mod qmp;

@@ -1,7 +1,7 @@
 //! Many exports in one daemon: how long until all are usable, I/O on each, what one more export costs, how long the end takes.
 
 use std::fmt::Write as _;
-use std::fs::{self, OpenOptions};
+use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
@@ -83,17 +83,12 @@ pub fn run(options: &Exports) -> Result<()> {
         }
     }
     print!("{}", table(&lives, options.count));
-    let path = out.join("exports.json");
     let document = Document {
         machine: &machine,
         iothreads: options.iothreads,
         lives: &lives,
     };
-    let json = serde_json::to_string_pretty(&document)
-        .map_err(|error| Error::Usage(format!("the report is not JSON: {error}")))?;
-    fs::write(&path, json).at("write", &path)?;
-    println!("written: {}", path.display());
-    Ok(())
+    line_up::write(&out, "exports.json", &document)
 }
 
 fn live(contender: &Contender, round: u32, count: u32, ground: &Ground<'_>) -> Result<Life> {

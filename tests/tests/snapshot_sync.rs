@@ -7,6 +7,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use diskfuse_e2e::{Stage, Tool, as_raw, everywhere, once};
 use serde_json::{Value, json};
@@ -89,8 +90,10 @@ fn what_a_guest_appends_meanwhile_is_kept() {
             let guest = scope.spawn(|| {
                 let file = File::options().write(true).open(&mountpoint).unwrap();
                 let mut at = Stage::SIZE;
+                // Also if the test fails meanwhile.
+                let end = Instant::now() + Duration::from_secs(30);
                 for number in 1_u64.. {
-                    if over.load(Ordering::SeqCst) {
+                    if over.load(Ordering::SeqCst) || Instant::now() > end {
                         break;
                     }
                     let mut block = [0; 4096];

@@ -3,9 +3,7 @@
 //! each round, with fresh images that none of them has made.
 
 mod chain;
-mod table;
 
-use std::fs;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -13,10 +11,11 @@ use serde::Serialize;
 use crate::cli::Jobs;
 use crate::contender::{Contender, Role};
 use crate::daemon::{Daemon, Messages};
-use crate::error::{At, Error, Result};
+use crate::error::{Error, Result};
 use crate::guest::{Guest, Latencies, Load};
 use crate::line_up;
 use crate::machine::Machine;
+use crate::paired::{self, Column};
 use crate::qmp::Qmp;
 use crate::stats;
 pub use chain::Kind;
@@ -48,6 +47,40 @@ struct Run {
     /// Round trips of `query-jobs`, median and 99th percentile, in ms.
     answer_p50_ms: f64,
     answer_p99_ms: f64,
+}
+
+impl paired::Run for Run {
+    fn subject(&self) -> &str {
+        self.kind.name()
+    }
+
+    fn contender(&self) -> &str {
+        &self.contender
+    }
+
+    fn is_peer(&self) -> bool {
+        self.peer
+    }
+
+    fn round(&self) -> u32 {
+        self.round
+    }
+}
+
+const COLUMNS: [Column<Run>; 9] = [
+    column("seconds", |run| run.seconds, false),
+    column("reads/s", |run| run.reads.iops, false),
+    column("writes/s", |run| run.writes.iops, false),
+    column("r p99 ms", |run| run.reads.p99_ms, false),
+    column("w p99 ms", |run| run.writes.p99_ms, false),
+    column("r max ms", |run| run.reads.max_ms, false),
+    column("w max ms", |run| run.writes.max_ms, false),
+    column("QMP ms", |run| run.answer_p50_ms, false),
+    column("QMP p99", |run| run.answer_p99_ms, false),
+];
+
+const fn column(name: &'static str, value: fn(&Run) -> f64, worst: bool) -> Column<Run> {
+    Column { name, value, worst }
 }
 
 #[derive(Serialize)]
@@ -89,18 +122,13 @@ pub fn run(options: &Jobs) -> Result<()> {
             }
         }
     }
-    print!("{}", table::table(&runs));
-    let path = out.join("jobs.json");
+    print!("{}", paired::table("job", &COLUMNS, &runs));
     let document = Document {
         machine: &machine,
         mebibytes: options.image_size,
         runs: &runs,
     };
-    let json = serde_json::to_string_pretty(&document)
-        .map_err(|error| Error::Usage(format!("the report is not JSON: {error}")))?;
-    fs::write(&path, json).at("write", &path)?;
-    println!("written: {}", path.display());
-    Ok(())
+    line_up::write(&out, "jobs.json", &document)
 }
 
 fn one(contender: &Contender, chain: &Chain, kind: Kind, round: u32, number: u64) -> Result<Run> {

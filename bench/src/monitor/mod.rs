@@ -2,8 +2,6 @@
 //! while nobody else wants anything and while guests keep all threads busy. Every contender runs right after the other in each
 //! round.
 
-mod table;
-
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -21,6 +19,7 @@ use crate::error::{At, Error, Result};
 use crate::guest::{Guest, Load};
 use crate::line_up;
 use crate::machine::Machine;
+use crate::paired::{self, Column};
 use crate::qmp::Qmp;
 use crate::stats;
 
@@ -92,6 +91,40 @@ struct Run {
     iops: Option<f64>,
 }
 
+impl paired::Run for Run {
+    fn subject(&self) -> &str {
+        self.beside.name()
+    }
+
+    fn contender(&self) -> &str {
+        &self.contender
+    }
+
+    fn is_peer(&self) -> bool {
+        self.peer
+    }
+
+    fn round(&self) -> u32 {
+        self.round
+    }
+}
+
+const COLUMNS: [Column<Run>; 9] = [
+    column("answer ms", |run| run.answer.p50, false),
+    column("p99", |run| run.answer.p99, false),
+    column("worst", |run| run.answer.max, true),
+    column("add ms", |run| run.add.p50, false),
+    column("p99", |run| run.add.p99, false),
+    column("worst", |run| run.add.max, true),
+    column("del ms", |run| run.del.p50, false),
+    column("worst", |run| run.del.max, true),
+    column("guests/s", |run| run.iops.unwrap_or(f64::NAN), false),
+];
+
+const fn column(name: &'static str, value: fn(&Run) -> f64, worst: bool) -> Column<Run> {
+    Column { name, value, worst }
+}
+
 #[derive(Serialize)]
 struct Document<'a> {
     machine: &'a Machine,
@@ -126,18 +159,13 @@ pub fn run(options: &Monitor) -> Result<()> {
             }
         }
     }
-    print!("{}", table::table(&runs));
-    let path = out.join("monitor.json");
+    print!("{}", paired::table("beside", &COLUMNS, &runs));
     let document = Document {
         machine: &machine,
         count: options.count,
         runs: &runs,
     };
-    let json = serde_json::to_string_pretty(&document)
-        .map_err(|error| Error::Usage(format!("the report is not JSON: {error}")))?;
-    fs::write(&path, json).at("write", &path)?;
-    println!("written: {}", path.display());
-    Ok(())
+    line_up::write(&out, "monitor.json", &document)
 }
 
 /// The names of one run's files, all in the work directory.
@@ -219,7 +247,11 @@ fn one(
     let limit = RAMP + LIMIT;
     let times = daemon.call("answer to the end", limit, move |stop| {
         std::thread::sleep(RAMP);
-        measure(&socket, &added, count, stop)
+        let began = Instant::now();
+        let times = measure(&socket, &added, count, stop);
+        // fio has something to tell of.
+        std::thread::sleep(RAMP.saturating_sub(began.elapsed()));
+        times
     })??;
     let iops = match &mut guests {
         Some(guests) => {

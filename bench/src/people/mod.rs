@@ -15,7 +15,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use crate::cli::People;
-use crate::error::{At, Error, Result};
+use crate::error::{At, Result};
 use crate::image::tool;
 use crate::line_up;
 use crate::machine::Machine;
@@ -68,18 +68,13 @@ pub fn run(options: &People) -> Result<()> {
             }
         }
     }
-    let path = out.join("people.json");
     let document = Document {
         machine: &machine,
         starts: &starts,
         pairs: &runs,
         many: &lives,
     };
-    let json = serde_json::to_string_pretty(&document)
-        .map_err(|error| Error::Usage(format!("the report is not JSON: {error}")))?;
-    fs::write(&path, json).at("write", &path)?;
-    println!("written: {}", path.display());
-    Ok(())
+    line_up::write(&out, "people.json", &document)
 }
 
 /// Gives the raw image `path` of `mebibytes` MiB, which is there, a GPT with `count` partitions that fill it.
