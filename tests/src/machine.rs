@@ -49,7 +49,7 @@ const INSIDE: &str = "
     cp \"$2\" $units
     : >usr/bin/diskfuse
     mount --bind \"$1\" usr/bin/diskfuse
-    ln -sf ../bin/diskfuse usr/sbin/mount.diskfuse
+    for name in mount.diskfuse umount.fuse.diskfuse; do ln -sf ../bin/diskfuse usr/sbin/$name; done
     mkdir -p etc/diskfuse
     pivot_root . mnt
     umount -l /mnt

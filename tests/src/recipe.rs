@@ -151,7 +151,11 @@ impl Recipe {
     pub fn run(&self, bed: &Bed, kitchen: &Kitchen) {
         let script = self.script(kitchen);
         let output = if self.needs_installation {
-            let helpers = ["mount.diskfuse", "mount.fuse.diskfuse"];
+            let helpers = [
+                "mount.diskfuse",
+                "mount.fuse.diskfuse",
+                "umount.fuse.diskfuse",
+            ];
             let script = format!("{INSTALLATION}{script}\n{NOTHING_MOUNTED}");
             let unit = concat!(
                 env!("CARGO_MANIFEST_DIR"),

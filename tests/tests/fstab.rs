@@ -11,6 +11,8 @@ use diskfuse_e2e::{Bed, Output, Tool, diskfuse, installed, once, pattern};
 use rustix::process::Signal;
 
 const SIZE: usize = 1 << 20;
+/// By this name umount(8) calls us.
+const UMOUNT: &str = "umount.fuse.diskfuse";
 const SOON: Duration = Duration::from_secs(5);
 
 /// Runs a script in a place where the program is installed with its mount helpers; `$1` is the test's folder.
@@ -77,6 +79,56 @@ fn the_type_of_fuse_works_with_our_helper_and_by_way_of_libfuses() {
             worked(&output);
             assert!(output.stdout.contains(" rw "), "{output}");
         }
+    });
+}
+
+#[test]
+fn a_plain_umount_returns_when_the_image_is_closed() {
+    once(|bed| {
+        bed.image("i", SIZE);
+        let script = "qemu-img create -q -f qcow2 q 64M
+            for round in 1 2 3 4 5 6 7 8; do
+                mount -t diskfuse q m
+                dd if=/dev/urandom of=m bs=1M count=8 conv=notrunc status=none
+                umount m
+                qemu-img check -q q
+            done
+            # A daemon with other exports stays.
+            diskfuse qsd --blockdev file,node-name=f,filename=i --blockdev qcow2,node-name=q,file.driver=file,file.filename=q \
+                --export fuse,id=f,node-name=f,mountpoint=i,writable=on --export fuse,id=q,node-name=q,mountpoint=q,writable=on \
+                --daemonize --pidfile pid
+            umount q
+            umount i
+            kill $(cat pid)";
+        worked(&in_place(bed, &["mount.diskfuse", UMOUNT], script));
+    });
+}
+
+#[test]
+fn umount_is_refused_or_goes_its_own_way_as_it_would_without_us() {
+    once(|bed| {
+        bed.image("i", SIZE);
+        let script = "mount -t diskfuse i m
+            exec 9<m
+            if umount m 2>said; then exit 9; fi
+            grep -q 'in use' said; grep -q ' has it open' said
+            cmp i m
+            exec 9<&-
+            # Another name of it, and what another namespace has of it.
+            touch n; mount --bind m n; umount n
+            unshare -m --propagation private umount m
+            cmp i m
+            diskfuse list | grep -cw $1/own/m
+            umount -l m; test ! -s m
+            # Its daemon is dead.
+            touch m
+            mount -t diskfuse -o ro i m
+            kill -KILL $(diskfuse list | awk -v m=$1/own/m '$2 == m { print $3 }')
+            umount m
+            if mountpoint -q m; then exit 9; fi";
+        let output = in_place(bed, &["mount.diskfuse", UMOUNT], script);
+        worked(&output);
+        assert_eq!(output.stdout, "1\n");
     });
 }
 

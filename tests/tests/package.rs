@@ -82,7 +82,7 @@ cat /run/asked; rm /run/asked
 
 test "$(command -v diskfuse)" = /usr/bin/diskfuse
 diskfuse --version
-for page in diskfuse diskfuse-mount diskfuse-qsd 'mount.diskfuse' mount.fuse.diskfuse diskfuse-formats; do
+for page in diskfuse diskfuse-mount diskfuse-qsd 'mount.diskfuse' mount.fuse.diskfuse umount.fuse.diskfuse diskfuse-formats; do
     echo "page: $(man -w $page)"
     man $page >own/page
     grep -q SYNOPSIS own/page || grep -q DESCRIPTION own/page
@@ -99,6 +99,8 @@ trap 'umount -l own/m 2>/dev/null || true' EXIT
 mount -t diskfuse own/i own/m
 test $(stat -c %s own/m) = 1048576
 umount own/m
+# umount(8) has waited: the daemon is gone.
+test -z "$(diskfuse list | tail -n +2)"
 
 dpkg --purge diskfuse
 cat /run/asked

@@ -5,6 +5,7 @@
 //! time limit, for the metadata that a command reads or writes without one.
 
 mod attendant;
+mod entry;
 mod leaving;
 mod nodes;
 
@@ -13,27 +14,28 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use diskfuse_block::Graph;
-use diskfuse_fuse::{End, Export, ExportOptions, Stats, Unmounter};
-use diskfuse_ring::{Choice, Config, IoThread, Mailbox, Polling};
+use diskfuse_fuse::{End, Export, Stats, Unmounter};
+use diskfuse_ring::{IoThread, Mailbox};
 use rustix::process::{Resource, Rlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::control;
-use crate::control::protocol::{Answer, ExportStatus, Request, WirePath};
+use crate::control::protocol::{Answer, Request};
 use crate::control::server::{Handler, Server};
 use crate::directory::Directory;
 use crate::error::{Error, Result};
 use crate::idle::Idle;
-use crate::mountpoint::MadeFile;
 use crate::qsd::monitor;
 use crate::sandbox::{Deed, Helper};
 use crate::service::Manager;
 use crate::watchdog::Watchdog;
 pub use attendant::{Attendant, Nobody, Over};
+use entry::Entry;
+pub use entry::{NewExport, own_threads};
 use nodes::close_nodes;
 pub use nodes::names_from_above;
 
@@ -71,47 +73,6 @@ pub enum Lifetime {
     Exports,
     /// When it is told to.
     Signals,
-}
-
-/// An export to be started.
-pub struct NewExport {
-    /// For the FUSE side.
-    pub options: ExportOptions,
-    /// The node to show; it is in the graph.
-    pub node: String,
-    /// Show this instead, of which the node is the most important part.
-    pub directory: Option<Directory>,
-    /// What the image is called; the node's file if not given.
-    pub image: Option<PathBuf>,
-    /// Threads that others use as well and that serve it, a queue each. They are kept for as long as it is served.
-    pub iothreads: Vec<Arc<IoThread>>,
-    /// Threads that serve it and end with it, a queue each.
-    pub own_threads: Vec<IoThread>,
-    /// Its mountpoint, if that was made for it.
-    pub made: Option<MadeFile>,
-    /// It is taken away when nobody has used it for so long.
-    pub idle_timeout: Option<Duration>,
-}
-
-/// An export that runs, or is being stopped. Fields are dropped in this order: what is served, who serves it, where.
-struct Entry {
-    export: Arc<Export>,
-    #[expect(dead_code, reason = "kept for as long as the export is served")]
-    iothreads: Vec<Arc<IoThread>>,
-    #[expect(dead_code, reason = "kept for as long as the export is served")]
-    own_threads: Vec<IoThread>,
-    /// Kept for as long as something is mounted on it.
-    made: Option<MadeFile>,
-    image: Option<PathBuf>,
-    format: String,
-    stopping: bool,
-    /// A thread tries to stop it, unless somebody uses the file.
-    trying: bool,
-    idle: Option<Idle>,
-    /// The threads that serve it.
-    mailboxes: Vec<Mailbox>,
-    /// Who waits for its end.
-    waiting: Vec<Sender<Answer>>,
 }
 
 /// The exports of this process. Dropping it stops those that are left.
@@ -502,51 +463,6 @@ impl Drop for Daemon {
             tracing::error!("{error}");
         }
     }
-}
-
-impl Entry {
-    fn status(&self, graph: &Graph) -> ExportStatus {
-        let stats = self.export.stats();
-        let node = self.export.node_name();
-        let metadata_cache = nodes::cache_use(graph, &node);
-        ExportStatus {
-            image: self.image.as_deref().map(WirePath::from),
-            mountpoint: self.export.mountpoint().into(),
-            pid: std::process::id(),
-            id: self.export.id().to_owned(),
-            node,
-            format: self.format.clone(),
-            writable: self.export.writable(),
-            stopping: self.stopping,
-            queues: stats.queues,
-            transport: if stats.uring { "uring" } else { "device" }.to_owned(),
-            passthrough: stats.passthrough,
-            in_flight: stats.in_flight,
-            reads: stats.reads,
-            writes: stats.writes,
-            read_bytes: stats.read_bytes,
-            written_bytes: stats.written_bytes,
-            flushes: stats.flushes,
-            errors: stats.errors,
-            per_queue: self
-                .export
-                .queue_stats()
-                .into_iter()
-                .map(Into::into)
-                .collect(),
-            metadata_cache,
-        }
-    }
-}
-
-/// `count` threads with an event loop each, for one export alone.
-pub fn own_threads(count: u8, choice: Choice) -> Result<Vec<IoThread>> {
-    let config = Config {
-        choice,
-        polling: Polling::DEFAULT,
-    };
-    let threads = (0..count).map(|index| IoThread::spawn(&format!("queue{index}"), config));
-    Ok(threads.collect::<std::result::Result<_, _>>()?)
 }
 
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {

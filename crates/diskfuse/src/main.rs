@@ -48,6 +48,9 @@ fn main() -> ExitCode {
     if fstab::is_meant(name, &arguments) {
         return fstab::main(arguments);
     }
+    if umount::helper::is_meant(name) {
+        return umount::helper::main(arguments);
+    }
     let matches = cli::command().get_matches();
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     match cli.command {

@@ -1,6 +1,8 @@
 //! `diskfuse umount`: finds who shows the file, has it written back and taken away, and waits until that is done; or says
 //! who uses the file. It must never unmount anything that is not ours.
 
+pub mod helper;
+
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -79,6 +81,15 @@ fn unmount(
 
 /// Who uses the file, and what can be done.
 fn in_use(mountpoint: &Path) -> Error {
+    let users = users_of(mountpoint);
+    Error::Refused(format!(
+        "{users}\nIt is left as it is. --wait waits for the end of that, --lazy takes the name away and lets it go on, \
+         --force lets it fail."
+    ))
+}
+
+/// Says that the file is in use, and by whom, a line for each.
+fn users_of(mountpoint: &Path) -> String {
     let users = busy::users(mountpoint);
     let mut message = format!("'{}' is in use", mountpoint.display());
     if users.is_empty() {
@@ -88,11 +99,7 @@ fn in_use(mountpoint: &Path) -> Error {
         // Writing to a String cannot fail.
         let _ = write!(message, "\n  {user}");
     }
-    message.push_str(
-        "\nIt is left as it is. --wait waits for the end of that, --lazy takes the name away and lets it go on, \
-         --force lets it fail.",
-    );
-    Error::Refused(message)
+    message
 }
 
 /// Ends the mount of a daemon that does not answer; true if there was one. What a daemon that is there had not written is

@@ -33,7 +33,10 @@ const WRITTEN: [(&str, &str, &str); 3] = [
 ];
 
 /// Further names of pages: name, section, and the page that is shown by it.
-const NAMES: [(&str, &str, &str); 1] = [("mount.fuse.diskfuse", "8", "mount.diskfuse")];
+const NAMES: [(&str, &str, &str); 2] = [
+    ("mount.fuse.diskfuse", "8", "mount.diskfuse"),
+    ("umount.fuse.diskfuse", "8", "mount.diskfuse"),
+];
 
 const EXIT_STATUS: &str = "## EXIT STATUS\n\n0 when it is done, 1 when it failed (a message says why), 2 when the command line is wrong.\n";
 

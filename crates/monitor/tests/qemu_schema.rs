@@ -72,14 +72,20 @@ fn theirs() -> Schema {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap_or_else(|error| panic!("cannot run timeout(1): {error}; install coreutils"));
-    let commands =
-        b"{'execute':'qmp_capabilities'}{'execute':'query-qmp-schema','id':1}{'execute':'quit'}";
-    daemon.stdin.take().unwrap().write_all(commands).unwrap();
-    let output = daemon.wait_with_output().unwrap();
-    let messages = serde_json::Deserializer::from_slice(&output.stdout).into_iter::<Value>();
+    let mut orders = daemon.stdin.take().unwrap();
+    let query = b"{'execute':'qmp_capabilities'}{'execute':'query-qmp-schema','id':1}";
+    orders.write_all(query).unwrap();
+    let answers = daemon.stdout.take().unwrap();
+    let mut messages = serde_json::Deserializer::from_reader(answers).into_iter::<Value>();
     let answer = messages
-        .map(Result::unwrap)
+        .by_ref()
+        .map_while(Result::ok)
         .find(|message| message["id"] == 1);
+    // Only now: at `quit` QEMU drops what it has not yet written of an answer before.
+    let _ = orders.write_all(b"{'execute':'quit'}");
+    drop(orders);
+    messages.for_each(drop);
+    daemon.wait().unwrap();
     let Some(Value::Array(entries)) = answer.map(|mut answer| answer["return"].take()) else {
         panic!("no answer of qemu-storage-daemon; is it installed (qemu-utils)?")
     };

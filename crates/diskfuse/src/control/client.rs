@@ -197,6 +197,15 @@ pub enum Outcome {
 }
 
 impl Daemon {
+    /// Whether its mounts are those of this process: it is in the same mount namespace. False if that cannot be told.
+    pub fn sees_our_mounts(&self) -> bool {
+        let space = |process: &str| fs::read_link(format!("/proc/{process}/ns/mnt"));
+        let its = connect(&self.socket)
+            .and_then(|stream| Ok(rustix::net::sockopt::socket_peercred(&stream)?))
+            .and_then(|peer| space(&peer.pid.as_raw_nonzero().to_string()));
+        matches!((its, space("self")), (Ok(its), Ok(ours)) if its == ours)
+    }
+
     /// Has the export at `mountpoint` drained, flushed and unmounted, and waits until that is done, `deadline` at the
     /// latest, and until the process has ended if that was what it was there for. Calls `still_waiting` once if it takes
     /// long.
