@@ -210,8 +210,11 @@ impl DirtyBitmap {
     /// # Errors
     /// [`Kind::Invalid`] if the disks are of different sizes.
     pub fn merge(&self, other: &Self) -> Result<()> {
-        if self.size() != other.size() {
-            let message = "Bitmaps are of different sizes and can't be merged";
+        let (ours, theirs) = (self.size(), other.size());
+        if ours != theirs {
+            let message = format!(
+                "Bitmaps are of different sizes (destination size is {ours}, source size is {theirs}) and can't be merged"
+            );
             return Err(Error::new(Kind::Invalid, message));
         }
         self.absorb(other);

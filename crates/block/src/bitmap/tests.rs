@@ -102,7 +102,8 @@ fn a_disk_that_grows_is_dirty_where_it_is_new() {
     assert_eq!(bitmap.dirty_bytes(), 2 << 20);
     let other = DirtyBitmap::new(1 << 20, 64 * KIB).unwrap();
     let error = bitmap.merge(&other).unwrap_err().to_string();
-    assert_eq!(error, "Bitmaps are of different sizes and can't be merged");
+    let words = "Bitmaps are of different sizes (destination size is 3145728, source size is 1048576) and can't be merged";
+    assert_eq!(error, words);
 }
 
 #[test]

@@ -26,7 +26,7 @@ record! {
         "name" name: String,
         /// Bytes that one bit stands for: a power of two, 512 at least; by default the cluster size of the image, between
         /// 4 KiB and 64 KiB.
-        "granularity" granularity: Option<u64>,
+        "granularity" granularity: Option<u32>,
         /// Whether it is kept in the image; by default not.
         "persistent" persistent: Option<bool>,
         /// Whether it does not record yet; by default it does.

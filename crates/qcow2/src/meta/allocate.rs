@@ -8,7 +8,7 @@ use std::task::Poll;
 use diskfuse_block::{Error, Kind, Resize, Result, lane};
 
 use super::layout::Overlap;
-use super::limbo::Freed;
+use super::limbo::{Freed, Leaving};
 use super::refcounts::{Adopted, Begin, Change, Find};
 use super::{Meta, Run, transfer};
 use crate::node::OverlapCheck;
@@ -293,21 +293,24 @@ impl Meta {
 
     /// Gives clusters back that nothing can touch any more. What cannot be given back is leaked, and told.
     pub(super) async fn reclaim(&self) {
-        while let Some(freed) = self.limbo.next(&self.holds) {
-            if let Err(error) = self.drop_references(freed).await {
+        while let Some(mut leaving) = self.limbo.next(&self.holds) {
+            if let Err(error) = self.drop_references(&mut leaving).await {
                 tracing::error!(image = self.name(), %error, "clusters are leaked");
+                leaving.leak();
             }
         }
     }
 
-    async fn drop_references(&self, freed: Freed) -> Result<()> {
-        if freed.discard {
-            self.discard_alone(freed).await?;
+    async fn drop_references(&self, leaving: &mut Leaving<'_>) -> Result<()> {
+        if leaving.left().discard {
+            self.discard_alone(leaving.left()).await?;
         }
-        for cluster in freed.cluster..freed.cluster + freed.count {
+        while leaving.left().count > 0 {
+            let cluster = leaving.left().cluster;
             while let Change::Load(index) = self.refcounts.change(cluster, -1)? {
                 self.load_block(index).await?;
             }
+            leaving.one_is_free();
         }
         Ok(())
     }

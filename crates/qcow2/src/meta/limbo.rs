@@ -60,7 +60,7 @@ impl Limbo {
     }
 
     /// One run that may be freed now, if there is one. Never waits for holds.
-    pub(super) fn next(&self, holds: &Holds) -> Option<Freed> {
+    pub(super) fn next(&self, holds: &Holds) -> Option<Leaving<'_>> {
         let mut state = self.0.lock();
         if state.ready.is_empty() {
             if state.waiting.is_none() && !state.durable.is_empty() {
@@ -73,12 +73,15 @@ impl Limbo {
             }
             state.ready = state.waiting.take()?.1;
         }
-        let freed = state.ready.pop()?;
-        state.clusters -= freed.count;
-        Some(freed)
+        let left = state.ready.pop()?;
+        Some(Leaving {
+            limbo: self,
+            left,
+            gone: 0,
+        })
     }
 
-    /// Clusters in it.
+    /// Clusters in it, those included that somebody is freeing.
     pub(super) fn clusters(&self) -> u64 {
         self.0.lock().clusters
     }
@@ -86,6 +89,42 @@ impl Limbo {
     /// Whether a commit would bring anything nearer to being free.
     pub(super) fn needs_commit(&self) -> bool {
         !self.0.lock().uncommitted.is_empty()
+    }
+}
+
+/// A run that is being freed, one cluster after the other. Dropping it puts back what is left of it.
+pub(super) struct Leaving<'l> {
+    limbo: &'l Limbo,
+    left: Freed,
+    gone: u64,
+}
+
+impl Leaving<'_> {
+    /// What is still to be freed.
+    pub(super) fn left(&self) -> Freed {
+        self.left
+    }
+
+    /// The first of what is left is free.
+    pub(super) fn one_is_free(&mut self) {
+        self.left.cluster += 1;
+        self.left.count -= 1;
+        self.gone += 1;
+    }
+
+    /// What is left cannot be freed: nobody is to try again.
+    pub(super) fn leak(mut self) {
+        self.gone += std::mem::take(&mut self.left.count);
+    }
+}
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        let mut state = self.limbo.0.lock();
+        state.clusters -= self.gone;
+        if self.left.count > 0 {
+            state.ready.push(self.left);
+        }
     }
 }
 
@@ -106,14 +145,18 @@ mod tests {
         let (limbo, holds) = (Limbo::default(), Holds::default());
         let hold = holds.enter();
         limbo.add(run(7));
-        assert_eq!(limbo.next(&holds), None, "not committed");
+        assert!(limbo.next(&holds).is_none(), "not committed");
         let batch = limbo.begin_commit();
         limbo.add(run(9));
         limbo.end_commit(batch, true);
-        assert_eq!(limbo.next(&holds), None, "in flight");
+        assert!(limbo.next(&holds).is_none(), "in flight");
         drop(hold);
-        assert_eq!(limbo.next(&holds), Some(run(7)));
-        assert_eq!(limbo.next(&holds), None, "freed after the commit began");
+        let mut leaving = limbo.next(&holds).unwrap();
+        assert_eq!(leaving.left(), run(7));
+        leaving.one_is_free();
+        assert!(limbo.next(&holds).is_none(), "freed after the commit began");
+        assert_eq!(limbo.clusters(), 2, "somebody is at it");
+        drop(leaving);
         assert!(limbo.needs_commit());
         assert_eq!(limbo.clusters(), 1);
     }
@@ -124,8 +167,26 @@ mod tests {
         limbo.add(run(7));
         let batch = limbo.begin_commit();
         limbo.end_commit(batch, false);
-        assert_eq!(limbo.next(&holds), None);
+        assert!(limbo.next(&holds).is_none());
         assert!(limbo.needs_commit());
+    }
+
+    #[test]
+    fn what_was_not_freed_is_freed_later_unless_it_is_leaked() {
+        let (limbo, holds) = (Limbo::default(), Holds::default());
+        for cluster in 7..10 {
+            limbo.add(run(cluster));
+        }
+        limbo.end_commit(limbo.begin_commit(), true);
+        let mut leaving = limbo.next(&holds).unwrap();
+        leaving.one_is_free();
+        drop(leaving);
+        assert_eq!(limbo.clusters(), 2);
+        let leaving = limbo.next(&holds).unwrap();
+        assert_eq!((leaving.left().cluster, leaving.left().count), (8, 2));
+        leaving.leak();
+        assert_eq!(limbo.clusters(), 0);
+        assert!(limbo.next(&holds).is_none());
     }
 
     #[test]

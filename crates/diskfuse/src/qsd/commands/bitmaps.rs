@@ -110,13 +110,20 @@ impl Bitmaps {
         Ok(found)
     }
 
-    /// One that no job uses; whether it is of any use is another matter.
-    fn unused(&self, nodes: &Nodes, which: &BlockDirtyBitmap) -> Result<Found> {
-        check_node(nodes, &which.node)?;
-        let found = self.find(nodes, &which.node, &which.name)?;
+    /// One that there is, which knows its disk's size.
+    fn look_up(&self, nodes: &Nodes, which: &BlockDirtyBitmap) -> Result<Found> {
+        let node = &which.node;
+        live::find(nodes, node).map_err(|_| Error::Refused(format!("Node '{node}' not found")))?;
+        let found = self.find(nodes, node, &which.name)?;
         if !found.persistent {
             follow(nodes, &found.node, &found.name, &found.bitmap);
         }
+        Ok(found)
+    }
+
+    /// One that no job uses; whether it is of any use is another matter.
+    fn unused(&self, nodes: &Nodes, which: &BlockDirtyBitmap) -> Result<Found> {
+        let found = self.look_up(nodes, which)?;
         let is_it = |(node, name): &(String, String)| *node == found.node && *name == found.name;
         if !self.lent.iter().any(is_it) {
             check_unused(&found)?;
@@ -145,12 +152,18 @@ impl Bitmaps {
 
     /// `block-dirty-bitmap-add`.
     pub fn add(&mut self, nodes: &Nodes, what: &BlockDirtyBitmapAdd) -> Result<()> {
-        check_node(nodes, &what.node)?;
-        let name = &what.name;
+        let (node, name) = (&what.node, &what.name);
         let persistent = what.persistent == Some(true);
         if name.is_empty() {
             return Err(Error::refused("Bitmap name cannot be empty"));
         }
+        live::find(nodes, node).map_err(|_| {
+            Error::Refused(format!(
+                "Cannot find device='{node}' nor node-name='{node}'"
+            ))
+        })?;
+        let node = nodes.graph.bare(node)?;
+        let granularity = granularity(&*node, what.granularity)?;
         if name.len() > LONGEST_NAME {
             let why = match persistent {
                 true => format!(
@@ -164,8 +177,6 @@ impl Bitmaps {
         if self.find(nodes, &what.node, name).is_ok() {
             return Err(Error::Refused(format!("Bitmap already exists: {name}")));
         }
-        let node = nodes.graph.bare(&what.node)?;
-        let granularity = granularity(&*node, what.granularity)?;
         if persistent {
             check_can_store(nodes, what, granularity)?;
         }
@@ -272,7 +283,7 @@ impl Bitmaps {
             node: what.node.clone(),
             name: what.target.clone(),
         };
-        let found = self.changeable(nodes, &target)?;
+        let found = self.look_up(nodes, &target)?;
         let scratch = DirtyBitmap::new(found.bitmap.size(), found.bitmap.granularity())?;
         for source in &what.bitmaps {
             let source = match source {
@@ -285,6 +296,8 @@ impl Bitmaps {
             // Of one that a job uses, the job has the marks.
             scratch.merge(&self.readable(nodes, &source)?.bitmap)?;
         }
+        // Last, as with QEMU, whose clients read the first error.
+        let found = self.changeable(nodes, &target)?;
         let before = DirtyBitmap::new(found.bitmap.size(), found.bitmap.granularity())?;
         before.merge(&found.bitmap)?;
         found.bitmap.merge(&scratch)?;
@@ -429,14 +442,13 @@ fn check_can_store(nodes: &Nodes, what: &BlockDirtyBitmapAdd, granularity: u64) 
 }
 
 /// Bytes of one bit, as they were asked for.
-fn granularity(node: &dyn Node, wanted: Option<u64>) -> Result<u64> {
+fn granularity(node: &dyn Node, wanted: Option<u32>) -> Result<u64> {
     match wanted {
         None => Ok(DirtyBitmap::default_granularity(node)),
-        Some(bytes) if bytes.is_power_of_two() && bytes >= 512 => Ok(bytes),
-        Some(bytes) if bytes.is_power_of_two() => Err(Error::Refused(format!(
-            "Granularity must be at least 512 (it is {bytes})"
-        ))),
-        Some(_) => Err(Error::refused("Granularity must be power of 2")),
+        Some(bytes) if bytes.is_power_of_two() && bytes >= 512 => Ok(bytes.into()),
+        Some(_) => Err(Error::refused(
+            "Granularity must be power of 2 and at least 512",
+        )),
     }
 }
 
@@ -456,14 +468,6 @@ fn info(found: &Found) -> BlockDirtyInfo {
 
 fn not_found(name: &str) -> Error {
     Error::Refused(format!("Dirty bitmap '{name}' not found"))
-}
-
-fn check_node(nodes: &Nodes, node: &str) -> Result<()> {
-    live::find(nodes, node).map(drop).map_err(|_| {
-        Error::Refused(format!(
-            "Cannot find device='{node}' nor node-name='{node}'"
-        ))
-    })
 }
 
 fn check_unused(entry: &Found) -> Result<()> {
