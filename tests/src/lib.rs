@@ -41,7 +41,7 @@ pub use machine::Machine;
 pub use qmp::Qmp;
 pub use raw_io::{Aligned, pattern};
 pub use recipe::{Kitchen, Recipe};
-pub use stage::{Stage, as_raw, check_background, check_image};
+pub use stage::{Stage, as_raw, await_let_go, check_background, check_image};
 pub use terminal::Terminal;
 pub use tool::{Output, Running, Tool};
 pub use user::{Account, User, elsewhere, installed};

@@ -47,7 +47,7 @@ pub fn listed(bed: &Bed, mountpoint: &Path) -> Option<Listed> {
 /// The export on `mountpoint`. A daemon in the foreground is mounted a moment before it can be asked.
 pub fn await_listed(bed: &Bed, mountpoint: &Path) -> Listed {
     let mut found = None;
-    wait_until("the export is listed", Duration::from_secs(5), || {
+    wait_until("the export is listed", Duration::from_secs(20), || {
         found = listed(bed, mountpoint);
         found.is_some()
     });

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-/// How long an answer may take.
-const LIMIT: Duration = Duration::from_secs(20);
+/// How long an answer may take. A job that makes an image flushes it, which beside a heavy writer on the same disk takes long.
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// A conversation over a unix socket.
 pub struct Qmp {

@@ -2,10 +2,11 @@
 //! command, and what must be true of images afterwards.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rustix::fs::{major, minor};
 use serde_json::{Value, json};
 
 use crate::bed::Bed;
@@ -13,6 +14,7 @@ use crate::daemon::Daemon;
 use crate::qmp::Qmp;
 use crate::raw_io::pattern;
 use crate::tool::Tool;
+use crate::wait_until;
 use crate::writers::Writers;
 
 /// The iothreads that there are.
@@ -290,6 +292,22 @@ pub fn as_raw(bed: &Bed, image: &Path, format: &str) -> PathBuf {
         .args([image, &raw])
         .run();
     raw
+}
+
+/// Waits until nobody holds a lock on `image`. What a killed process had in flight on a ring holds the file for some
+/// milliseconds more, after the process itself is gone.
+///
+/// Source: proc_locks(5).
+#[track_caller]
+pub fn await_let_go(image: &Path) {
+    let about = image.metadata().expect("the image");
+    let (major, minor) = (major(about.dev()), minor(about.dev()));
+    // With the device: other tests have file systems of their own, whose few files have the same small numbers.
+    let image = format!("{major:02x}:{minor:02x}:{}", about.ino());
+    wait_until("the image is let go of", Duration::from_secs(10), || {
+        let locks = std::fs::read_to_string("/proc/locks").expect("the kernel tells of locks");
+        !locks.split_whitespace().any(|field| field == image)
+    });
 }
 
 /// Fails unless `qemu-img check` is content with a qcow2 image.

@@ -180,6 +180,15 @@ impl Writers {
         ends
     }
 
+    /// The same of writers that end by themselves, because what they write to has: none is told to stop before it has met the
+    /// error, however long it was not scheduled.
+    #[track_caller]
+    pub fn ended(self, image: &Path) -> Vec<String> {
+        let over = || self.threads.iter().all(JoinHandle::is_finished);
+        wait_until("all writers have ended", Duration::from_secs(10), over);
+        self.finish(image)
+    }
+
     /// Whether some writer has ended.
     pub fn any_ended(&self) -> bool {
         self.threads.iter().any(JoinHandle::is_finished)

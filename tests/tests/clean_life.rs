@@ -17,7 +17,7 @@ use diskfuse_e2e::{
 use rustix::process::Signal;
 
 const SIZE: usize = 1 << 20;
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(20);
 
 #[test]
 fn who_uses_a_file_is_named_and_left_alone() {
@@ -55,7 +55,7 @@ fn has_open(pid: u32, path: &Path) -> bool {
 
 /// Unmounts; who has been killed holds the file for a moment still.
 fn umount_soon(bed: &Bed, path: &Path) {
-    bed.tool(["umount", "--wait", "--timeout", "5"])
+    bed.tool(["umount", "--wait", "--timeout", "20"])
         .arg(path)
         .run();
 }

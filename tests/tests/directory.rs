@@ -340,7 +340,11 @@ fn somebody_elses_directory_is_not_mounted_on() {
         Tool::new("chmod").arg("a+r").arg(&image).run();
         std::fs::create_dir(bed.path("theirs")).unwrap();
         let program = bed.path("diskfuse");
-        std::fs::copy(diskfuse_e2e::diskfuse(), &program).unwrap();
+        // Not copied here: what other tests start at this moment would inherit a descriptor that is open for writing, and the
+        // kernel runs nothing that somebody can write to.
+        Tool::new("cp")
+            .args([diskfuse_e2e::diskfuse(), &program])
+            .run();
         let tool = Tool::new("setpriv").args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
         let tool = tool.arg(&program).args(["mount", "--dir"]);
         let output = tool.arg(&image).arg(bed.path("theirs")).output();
@@ -362,6 +366,7 @@ fn an_empty_directory_of_ours_is_used_and_stays() {
         // A killed daemon leaves a mount that the next command takes away.
         let daemon = bed.mount(&image, &["--dir"]);
         daemon.end_by(rustix::process::Signal::KILL);
+        diskfuse_e2e::await_let_go(&image);
         let again = bed.tool(["mount", "--dir"]).arg(&image);
         again.arg(bed.path("m")).run();
         assert!(names(&bed.path("m")).contains(&"p3".to_owned()));

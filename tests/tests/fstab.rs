@@ -13,7 +13,7 @@ use rustix::process::Signal;
 const SIZE: usize = 1 << 20;
 /// By this name umount(8) calls us.
 const UMOUNT: &str = "umount.fuse.diskfuse";
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(20);
 
 /// Runs a script in a place where the program is installed with its mount helpers; `$1` is the test's folder.
 fn in_place(bed: &Bed, helpers: &[&str], script: &str) -> Output {

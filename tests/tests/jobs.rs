@@ -272,7 +272,8 @@ fn what_is_read_where_nothing_was_saved_is_an_error_when_fleecing_is_over() {
         let mut byte = [0];
         let unsaved = 128 << 10;
         file.read_exact_at(&mut byte, unsaved).unwrap();
-        writers.go_on(50);
+        // Once around all places of each, and what was under way.
+        writers.go_on(65);
         stage.run("job-cancel", json!({"id": "j"}));
         stage.job_is_gone("j");
         file.read_exact_at(&mut byte, 0).unwrap();

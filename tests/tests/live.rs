@@ -484,11 +484,15 @@ fn limits_of_a_group_change_while_they_are_in_force() {
         // What the bucket holds may pass first.
         std::thread::sleep(Duration::from_millis(200));
         writers.latencies();
+        let began = Instant::now();
         std::thread::sleep(Duration::from_secs(1));
         let passed = writers.latencies().count;
+        // On a busy machine the sleep is longer than it was told to be.
+        let time = began.elapsed();
+        let expected = usize::try_from(time.as_millis()).unwrap() / 10;
         assert!(
-            (50..=160).contains(&passed),
-            "{passed} requests in a second instead of 100"
+            (expected / 2..=expected * 8 / 5).contains(&passed),
+            "{passed} requests in {time:?} instead of {expected}"
         );
         limits(&mut stage, 0);
         writers.go_on(500);

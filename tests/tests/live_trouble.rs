@@ -9,7 +9,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use diskfuse_e2e::{
-    Bed, Qmp, Stage, Tool, as_raw, check_background, check_image, everywhere, mounts, once,
+    Bed, Qmp, Stage, Tool, as_raw, await_let_go, check_background, check_image, everywhere, mounts,
+    once, wait_until,
 };
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -316,15 +317,20 @@ fn killed_in(bed: &Bed, job: &str, arguments: Value, patience: Duration) {
     let synced = writers.acknowledged();
     File::open(&mountpoint).unwrap().sync_all().unwrap();
     stage.run(job, arguments);
+    // On a busy disk it may take a while to begin.
+    wait_until("the job has begun", Duration::from_secs(20), || {
+        let there = stage.qmp.job("j").expect("the job is under way");
+        there["current-progress"].as_u64() > Some(0)
+    });
     std::thread::sleep(patience);
-    let there = stage.qmp.job("j").expect("the job is under way");
-    assert!(there["current-progress"].as_u64() > Some(0), "{there}");
+    assert!(stage.qmp.job("j").is_some(), "the job is under way");
     let Stage { daemon, .. } = stage;
     daemon.end_by(Signal::KILL);
     writers.stop();
     Tool::new("umount").arg("-l").arg(&mountpoint).run();
     let top = bed.path("top");
     for image in [&disk, &top, &copy] {
+        await_let_go(image);
         let output = Tool::new("qemu-img").arg("check").arg(image).output();
         // Clusters that are counted and not used are no harm.
         assert!([0, 3].contains(&output.code()), "{output}");

@@ -11,7 +11,7 @@ use std::time::Duration;
 use diskfuse_e2e::{Bed, Tool, everywhere, listed, once, pattern, process, wait_until};
 
 const SIZE: usize = 1 << 20;
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(20);
 
 /// Two raw images and a qcow2 image.
 fn images(bed: &Bed) -> [PathBuf; 3] {

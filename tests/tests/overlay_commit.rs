@@ -9,7 +9,9 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use diskfuse_e2e::{Bed, Output, SmallFs, Stage, Tool, everywhere, once, pattern, wait_until};
+use diskfuse_e2e::{
+    Bed, Output, SmallFs, Stage, Tool, await_let_go, everywhere, once, pattern, wait_until,
+};
 use rustix::process::Signal;
 use serde_json::json;
 
@@ -141,6 +143,9 @@ fn a_commit_that_was_killed_is_finished_not_thrown_away() {
         running.signal(Signal::KILL);
         drop(thaw);
         assert!(running.wait(Duration::from_secs(10)).is_some());
+        for file in [&image, &overlay] {
+            await_let_go(file);
+        }
         // As far as it may have come.
         let base = File::options().write(true).open(&image).unwrap();
         base.write_all_at(&pattern(LEN, 7)[..1 << 20], 4096)
@@ -199,6 +204,9 @@ fn a_block_commit_that_did_not_end_is_finished_by_hand() {
         stage.qmp.job_is("j", "ready");
         let Stage { daemon, .. } = stage;
         daemon.end_by(Signal::KILL);
+        for file in [&image, &overlay] {
+            await_let_go(file);
+        }
         assert_eq!(note(&overlay).as_deref(), Some("block-commit"));
         let output = refused(bed, &image, &overlay);
         output.refused(1, &["began to commit", "diskfuse commit"]);

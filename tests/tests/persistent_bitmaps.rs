@@ -7,7 +7,9 @@
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use diskfuse_e2e::{Bed, SmallFs, Stage, Tool, as_raw, check_image, everywhere, once};
+use diskfuse_e2e::{
+    Bed, SmallFs, Stage, Tool, as_raw, await_let_go, check_image, everywhere, once,
+};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -296,6 +298,7 @@ fn a_daemon_that_is_killed_leaves_bitmaps_that_say_so() {
         drop(qmp);
         daemon.end_by(Signal::KILL);
         Tool::new("umount").arg("-l").arg(&mountpoint).output();
+        await_let_go(&image);
         is(&image, &[("b", &["in-use", "auto"])]);
         let check = Tool::new("qemu-img")
             .args(["check", "-f", "qcow2"])

@@ -8,13 +8,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use diskfuse_e2e::{
-    Bed, Output, Tool, User, elsewhere, everywhere, mounts, once, pattern, process, wait_until,
+    Bed, Output, Tool, User, await_let_go, elsewhere, everywhere, mounts, once, pattern, process,
+    wait_until,
 };
 use rustix::process::Signal;
 use serde_json::Value;
 
 const SIZE: usize = 4 << 20;
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(20);
 
 /// `diskfuse mount` of `i` on `m`, both in his home; returns the daemon's process id.
 fn mount(bed: &Bed, user: &User, options: &[&str]) -> u32 {
@@ -126,6 +127,7 @@ fn what_a_killed_daemon_left_is_taken_away_by_the_next_command() {
                     .contains("not connected")
             };
             wait_until("the mount is dead", SOON, dead);
+            await_let_go(&user.path("i"));
             match command.split_once(' ') {
                 Some((command, what)) => drop(user.tool([command, what]).run()),
                 None => {
@@ -329,7 +331,7 @@ fn in_a_namespace_of_his_own_a_user_needs_no_fusermount3() {
              {program} umount copy
              {program} umount m
              not grep $PWD/m.fuse.diskfuse /proc/self/mounts
-             {program} mount --idle-timeout 1 {how} i m
+             {program} mount --idle-timeout 30 {how} i m
              kill -KILL $({program} list --json | grep pid | tr -dc 0-9)
              while cat m >own 2>&1; do sleep 0.01; done
              {program} umount m

@@ -17,7 +17,7 @@ use diskfuse_e2e::{
 use rustix::process::Signal;
 
 const SIZE: usize = 4 << 20;
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(20);
 
 /// What an attacker would try. Without the sandbox it does nothing that would hurt the daemon, and the answer is never EPERM.
 fn attacks() -> Vec<(&'static str, Call)> {

@@ -319,7 +319,11 @@ fn top_shows_the_load_as_text_and_in_a_terminal() {
         let daemon = bed.mount(&image, &[]);
         await_listed(bed, daemon.file());
         let mut fio = load(&daemon).start();
-        let text = bed.diskfuse(["top", "--batch", "-n", "2", "--interval", "0.5", "--queues"]);
+        // fio needs a while before its first request, on a busy machine longer than the table looks.
+        wait_until("the load is there", Duration::from_secs(20), || {
+            await_listed(bed, daemon.file()).number("reads") > 0
+        });
+        let text = bed.diskfuse(["top", "--batch", "-n", "2", "--interval", "1", "--queues"]);
         assert!(text.status.success(), "{text}");
         let second = text.stdout.split("\n\n").nth(1).expect("two tables");
         let cells = cells(second, daemon.file()).unwrap_or_else(|| panic!("{text}"));

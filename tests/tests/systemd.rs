@@ -52,7 +52,7 @@ fn a_service_is_ready_when_its_file_is_and_stopped_when_all_is_written() {
 fn a_service_that_dies_or_hangs_is_started_again() {
     in_a_machine(|machine| {
         let impatient = "mkdir /etc/systemd/system/diskfuse@.service.d
-            printf '[Service]\\nWatchdogSec=1\\n' >/etc/systemd/system/diskfuse@.service.d/impatient.conf
+            printf '[Service]\\nWatchdogSec=4\\n' >/etc/systemd/system/diskfuse@.service.d/impatient.conf
             systemctl daemon-reload";
         machine.run(&format!(
             "{impatient}\n{SERVICE}\nmkfs.ext4 -q vm.disk; pid >old"
@@ -66,7 +66,7 @@ fn a_service_that_dies_or_hangs_is_started_again() {
             machine.await_success("the service is back", SOON, again);
         }
         // It answers the watchdog as long as it works.
-        let calm = "sleep 3; cd /srv; test $(systemctl show --property MainPID --value diskfuse@vm) = $(cat old)
+        let calm = "sleep 6; cd /srv; test $(systemctl show --property MainPID --value diskfuse@vm) = $(cat old)
             systemctl stop diskfuse@vm
             qemu-img check -q -r leaks vm.qcow2";
         // What was killed may leak clusters, and nothing worse.
@@ -89,6 +89,7 @@ END
             fsck.ext4 -nf vm.disk >/dev/null
             systemctl stop diskfuse@vm
             qemu-img check -q vm.qcow2
+            journalctl --sync
             journalctl --unit diskfuse@vm --output cat";
         let said = machine.run(&format!("{confined}\n{SERVICE}\n{script}"));
         for words in [
@@ -110,6 +111,7 @@ fn a_service_that_cannot_start_says_why() {
             printf '[Service]\\nRestart=no\\n' >/etc/systemd/system/diskfuse@.service.d/once.conf
             systemctl daemon-reload
             if systemctl start diskfuse@vm; then exit 9; fi
+            journalctl --sync
             journalctl --unit diskfuse@vm --output cat
             systemctl start diskfuse@unknown
             systemctl is-active diskfuse@unknown || true";
@@ -128,7 +130,7 @@ fn fstab_is_mounted_by_systemd_and_on_demand() {
             mkdir d; touch f
             cat >/etc/fstab <<END
 /srv/i /srv/f diskfuse rw,nofail,mode=600 0 0
-/srv/two.qcow2 /srv/d diskfuse rw,dir,nofail,_netdev,x-systemd.automount,x-systemd.idle-timeout=2s 0 0
+/srv/two.qcow2 /srv/d diskfuse rw,dir,nofail,_netdev,x-systemd.automount,x-systemd.idle-timeout=5s 0 0
 END
             systemctl daemon-reload
             systemctl start srv-f.mount srv-d.automount

@@ -17,7 +17,7 @@ use diskfuse_e2e::{
 use rustix::process::Signal;
 
 const SIZE: usize = 4 << 20;
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(20);
 
 /// What some tests change is the machine's: they run alone.
 static MACHINE: RwLock<()> = RwLock::new(());

@@ -182,11 +182,17 @@ fn the_speed_is_kept_and_a_cancel_does_not_wait_for_it() {
         let start = Instant::now();
         let job = begin(&lab, config).await;
         sleep(Duration::from_secs(1)).await;
+        // On a busy machine that may have been too short for anything.
+        while target.written.load(SeqCst) <= MIB {
+            assert!(start.elapsed() < Duration::from_secs(20), "it stands still");
+            sleep(Duration::from_millis(10)).await;
+        }
         let written = target.written.load(SeqCst);
         let most = u128::from(2 * MIB) * (start.elapsed().as_millis() + 300) / 1000;
         assert!(
-            written > MIB && u128::from(written) < most,
-            "{written} in a second"
+            u128::from(written) < most,
+            "{written} in {:?}",
+            start.elapsed()
         );
         // Now a piece takes half an hour.
         job.set_speed(32).unwrap();
@@ -194,7 +200,7 @@ fn the_speed_is_kept_and_a_cancel_does_not_wait_for_it() {
         let asked = Instant::now();
         job.cancel(true).unwrap();
         assert_eq!(job.over().await.unwrap_err(), "Operation canceled");
-        assert!(asked.elapsed() < Duration::from_secs(2));
+        assert!(asked.elapsed() < Duration::from_secs(10));
         assert_eq!(
             lab.told(),
             ["created", "running", "aborting", "CANCELLED", "concluded"]

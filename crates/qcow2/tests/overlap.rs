@@ -111,13 +111,13 @@ impl Fight {
         (at, len)
     }
 
-    /// Through the page cache a read may see half of a write that is under way; then it is read again.
+    /// Through the page cache a read may see half of a write that is under way; then it is read again. A writer that is not
+    /// scheduled stays under way for many reads.
     async fn read(&self, offset: u64, len: u64) -> Result<(), String> {
-        let mut tries = 0;
+        let end = Instant::now() + Duration::from_secs(5);
         loop {
-            tries += 1;
             match self.read_once(offset, len).await {
-                Err(Wrong::Torn(_)) if tries < 100 => {}
+                Err(Wrong::Torn(_)) if Instant::now() < end => std::thread::yield_now(),
                 Err(Wrong::Torn(wrong) | Wrong::Stale(wrong)) => return Err(wrong),
                 Ok(()) => return Ok(()),
             }
