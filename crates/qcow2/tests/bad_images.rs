@@ -342,11 +342,21 @@ fn a_guest_write_onto_metadata_is_refused_and_the_image_marked() {
 
 #[test]
 fn a_guest_write_onto_the_snapshots_is_refused_and_the_image_marked() {
-    for what in [atlas::Kind::Snapshots, atlas::Kind::InactiveL1] {
-        let image = Bad::new().image;
-        tools::qemu_img(&["snapshot", "-c", "before", tools::text(image.path())]);
-        let mut bad = Bad::of(image);
-        let target = bad.first(what);
+    let image = Bad::new().image;
+    // So many that their table is longer than a cluster.
+    for n in 0..=CLUSTER / 256 {
+        let name = format!("{n:0200}");
+        tools::qemu_img(&["snapshot", "-c", &name, tools::text(image.path())]);
+    }
+    let good = std::fs::read(image.path()).unwrap();
+    let mut bad = Bad::of(image);
+    let (table, l1) = (atlas::Kind::Snapshots, atlas::Kind::InactiveL1);
+    let mut regions = bad.atlas.regions.iter();
+    let (_, table_range) = regions.find(|(kind, _)| *kind == table).unwrap();
+    assert!(table_range.end - table_range.start > CLUSTER);
+    let its_end = (table_range.end - 1) / CLUSTER * CLUSTER;
+    for target in [bad.first(table), its_end, bad.first(l1)] {
+        bad.bytes.clone_from(&good);
         bad.set_entry(3, target | COPIED);
         bad.write_refused(3 * CLUSTER, 512, &[&format!("{target:#x}")]);
     }

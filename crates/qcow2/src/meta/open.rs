@@ -196,7 +196,7 @@ impl Meta {
                 &mut overlap,
                 OverlapCheck::SNAPSHOT_TABLE,
                 header.snapshots_offset,
-                1,
+                snapshots::table_len(snapshots),
             );
         }
         for snapshot in snapshots {

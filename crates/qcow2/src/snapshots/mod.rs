@@ -23,6 +23,7 @@ use crate::meta::ActiveTable;
 use refcounts::{Change, Refcounts, corrupt};
 
 pub use table::SnapshotInfo;
+pub(crate) use table::len as table_len;
 pub(crate) use table::read as read_table;
 
 /// The snapshots of an image, in the order of their table.

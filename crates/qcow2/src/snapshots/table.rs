@@ -175,6 +175,11 @@ pub(crate) async fn read(image: &Image<'_>) -> Result<(Vec<SnapshotInfo>, u64)> 
     Ok((snapshots, len as u64))
 }
 
+/// Bytes of the table that these were read from.
+pub(crate) fn len(snapshots: &[SnapshotInfo]) -> u64 {
+    snapshots.iter().map(|one| one.raw.len() as u64).sum()
+}
+
 fn broken(image: &Image<'_>, why: &str) -> Error {
     Error::new(
         Kind::Corrupt,
