@@ -320,6 +320,12 @@ fn a_daemon_that_is_killed_leaves_bitmaps_that_say_so() {
         stage.refused("block-dirty-bitmap-clear", which.clone(), words);
         let resize = json!({"node-name": "disk", "size": 32 << 20});
         stage.refused("block_resize", resize, words);
+        // Put back after it was stored without, it is of as little use as before.
+        not_removed_after_all(&mut stage, "disk", "b");
+        assert_eq!(bitmap(&mut stage, "disk", "b")["inconsistent"], true);
+        let reopen = json!({"driver": "qcow2", "node-name": "disk", "file": "disk-file"});
+        stage.run("blockdev-reopen", json!({"options": [reopen]}));
+        assert_eq!(bitmap(&mut stage, "disk", "b")["inconsistent"], true);
         stage.run("block-dirty-bitmap-remove", which);
         add(&mut stage, "disk", "b");
         stage.stop();
@@ -427,5 +433,81 @@ fn a_full_file_system_costs_the_bitmaps_and_nothing_else() {
                 .iter()
                 .all(|&byte| byte == 7)
         );
+    });
+}
+
+/// A transaction that removes a bitmap, and has the image stored without it, fails.
+fn not_removed_after_all(stage: &mut Stage<'_>, node: &str, name: &str) {
+    let actions = json!([
+        {"type": "block-dirty-bitmap-remove", "data": {"node": node, "name": name}},
+        {"type": "blockdev-snapshot-internal-sync", "data": {"device": node, "name": "never"}},
+        {"type": "abort", "data": {}},
+    ]);
+    let words = "Transaction aborted";
+    stage.refused("transaction", json!({"actions": actions}), words);
+}
+
+#[test]
+fn what_a_removed_bitmap_had_in_the_file_is_freed_once_although_it_comes_back() {
+    everywhere(|bed| {
+        let image = made(bed, "image", &[]);
+        let mut stage = Stage::start(bed);
+        open(&mut stage, "disk", &image, false);
+        let mountpoint = stage.export("disk");
+        add(&mut stage, "disk", "b");
+        let snapshot = |name: &str| json!({"device": "disk", "name": name});
+        let command = "blockdev-snapshot-internal-sync";
+        // Each row of blocks takes clusters that are free, and has a number of its own.
+        let row = |n: u8| (u64::from(n) << 18, vec![n + 1; 256 << 10]);
+        let rows = 24;
+        for n in 0..rows {
+            let (at, bytes) = row(n);
+            write(&mountpoint, at, &bytes);
+            match n % 4 {
+                0 => drop(stage.run(command, snapshot(&n.to_string()))),
+                1 => not_removed_after_all(&mut stage, "disk", "b"),
+                _ => {}
+            }
+        }
+        let count = bitmap(&mut stage, "disk", "b")["count"].clone();
+        assert_eq!(count, u64::from(rows) << 18);
+        let disk = std::fs::read(&mountpoint).unwrap();
+        for n in 0..rows {
+            let (at, bytes) = row(n);
+            let at = at as usize;
+            assert!(disk[at..at + bytes.len()] == bytes, "row {n}");
+        }
+        stage.stop();
+        check_image(&image);
+        is(&image, &[("b", &["auto"])]);
+    });
+}
+
+/// Storing its bitmaps makes the file longer while it is opened for reading only.
+#[test]
+fn an_image_below_a_snapshot_lets_others_read_it_and_its_new_bitmap() {
+    once(|bed| {
+        let image = made(bed, "image", &[]);
+        let mut stage = Stage::start(bed);
+        let file = json!({"driver": "file", "filename": image});
+        let node = json!({"driver": "qcow2", "node-name": "disk", "file": file});
+        stage.run("blockdev-add", node);
+        let mountpoint = stage.export("disk");
+        write(&mountpoint, 1 << 20, &[1; 4096]);
+        add(&mut stage, "disk", "b");
+        stage.add_qcow2("top");
+        let snapshot = json!({"node": "disk", "overlay": "top"});
+        stage.run("blockdev-snapshot", snapshot);
+        let raw = bed.path("raw");
+        Tool::new("qemu-img")
+            .args(["convert", "-O", "raw"])
+            .args([&image, &raw])
+            .run();
+        is(&image, &[("b", &["auto"])]);
+        assert_eq!(bitmap(&mut stage, "disk", "b")["persistent"], true);
+        let read = std::fs::read(&mountpoint).unwrap();
+        assert!(read == std::fs::read(&raw).unwrap());
+        stage.stop();
+        check_image(&image);
     });
 }

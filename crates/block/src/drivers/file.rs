@@ -148,12 +148,13 @@ impl FileNode {
             opener: self.config.opener.clone(),
             ..config.clone()
         };
-        let host = open_host(&config, kind, config.filename.clone())?;
+        let mut host = open_host(&config, kind, config.filename.clone())?;
         if !host.is_same_file(&self.host)? {
             let path = host.path();
             let message = format!("'{path}' is not the file any more that it was opened as");
             return Err(Error::new(Kind::Invalid, message));
         }
+        host.follow_size_of(&self.host);
         let lock = Arc::clone(&self.lock);
         let threshold = Arc::clone(&self.threshold);
         Ok(Arc::new(with_lock(

@@ -56,8 +56,9 @@ struct Inner {
     gate: Option<Gate>,
     /// The file once more, through the page cache, for what O_DIRECT cannot express. See `bounce`.
     buffered: OnceLock<SharedFd>,
-    /// Bytes. What was found when it was opened, and what we made of it since.
-    size: AtomicU64,
+    /// Bytes. What was found when it was opened, and what we made of it since. Shared with those that the same file is opened as
+    /// in its place, as it may still grow until they take that.
+    size: Arc<AtomicU64>,
     /// Reads in a row that were not in the page cache.
     misses: AtomicU32,
     /// Others write it, and may make it larger.
@@ -165,6 +166,13 @@ impl HostFile {
                 errno.into(),
             )
         })
+    }
+
+    /// Has one that was just opened, and that nobody uses, know of each change of the size that `other`, the same file, makes.
+    pub(crate) fn follow_size_of(&mut self, other: &Self) {
+        if let Some(inner) = Arc::get_mut(&mut self.0) {
+            inner.size = Arc::clone(&other.0.size);
+        }
     }
 
     /// Looks the size up again: another process may have changed it while nobody here used the file.

@@ -116,7 +116,7 @@ impl HostFile {
             // A file's size changes, and nothing may be on its way to the end that it had.
             gate: (modifies || !read_only && options.kind == HostKind::Regular).then(Gate::new),
             buffered: OnceLock::new(),
-            size: AtomicU64::new(size),
+            size: Arc::new(AtomicU64::new(size)),
             misses: AtomicU32::new(0),
             grows_unseen: AtomicBool::new(false),
             resizing: Mutex::new(()),

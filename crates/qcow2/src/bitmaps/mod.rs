@@ -130,11 +130,16 @@ impl Persistent {
         self.1.store(true, SeqCst);
     }
 
-    pub(crate) fn add(&self, one: PersistentBitmap) {
+    /// One more, which may have been taken out before.
+    pub(crate) fn add(&self, mut one: PersistentBitmap) {
         self.set_unsaved();
         let mut state = self.0.lock();
-        // One that was taken out a moment ago.
-        state.gone.retain(|gone| Some(gone) != one.stored.as_ref());
+        let is_it = |gone: &DirectoryEntry| Some(gone) == one.stored.as_ref();
+        match state.gone.iter().position(is_it) {
+            Some(place) => drop(state.gone.remove(place)),
+            // The others have been stored since: what the file had of it is free, and may be somebody else's.
+            None => one.stored = None,
+        }
         state.all.push(one);
     }
 

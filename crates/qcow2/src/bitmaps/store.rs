@@ -80,14 +80,20 @@ impl<'m> Clusters<'m> {
 
     async fn write(&mut self, name: &str, bitmap: &DirtyBitmap) -> Result<DirectoryEntry> {
         // Before the bits are read: of one that a job has taken the marks of nothing can be believed.
-        let (info, bits) = (bitmap.info(), bitmap.bits_of_disk());
+        let (info, mut bits) = (bitmap.info(), bitmap.bits_of_disk());
+        if info.inconsistent {
+            // Its bits are of no use to anybody; the format asks for a table all the same.
+            bits = self.meta.size().div_ceil(info.granularity);
+        }
         let cluster = self.meta.geometry().cluster_size();
         let covers = cluster * 8;
         let mut table = Vec::new();
         let mut at = 0;
         while at * 8 < bits {
             let mut bytes = vec![0; cluster as usize];
-            bitmap.copy_to_bytes(at, &mut bytes);
+            if !info.inconsistent {
+                bitmap.copy_to_bytes(at, &mut bytes);
+            }
             let whole = bits - at * 8 >= covers;
             let entry = match (whole, bytes.iter().all(|&byte| byte == 0)) {
                 (_, true) => TableEntry::Zeroes,
@@ -103,7 +109,11 @@ impl<'m> Clusters<'m> {
             _ => self.put(table).await?,
         };
         let auto = if info.recording { AUTO } else { 0 };
-        let in_use = if info.busy { IN_USE } else { 0 };
+        let in_use = if info.busy || info.inconsistent {
+            IN_USE
+        } else {
+            0
+        };
         Ok(DirectoryEntry {
             table_offset,
             table_entries,
