@@ -363,7 +363,7 @@ fn a_reader_that_is_killed_while_its_read_is_blocked_dies_and_the_export_goes_on
         let mountpoint = bed.mountpoint("m");
         let path = mountpoint.display();
         let export = format!("fuse,id=e,node-name=n,mountpoint={path},threads=2");
-        let node = "null-co,node-name=n,size=1M,latency-ns=500000000";
+        let node = "null-co,node-name=n,size=1M,latency-ns=2000000000";
         let daemon = bed.qsd(&["--blockdev", node, "--export", &export], &[&mountpoint]);
         let source = format!("if={path}");
         let read = || {

@@ -199,7 +199,12 @@ fn wrong_nodes_are_refused_in_the_same_words() {
                 "blockdev-add",
                 &[json!({"driver": "throttle", "node-name": "t", "throttle-group": "g", "file": "n"})],
             );
-            both.ask("qom-list", &json!({"path": ""}));
+            for path in ["", "/", "objects", "/objects", "object", "objects/nobody"] {
+                both.ask("qom-list", &json!({"path": path}));
+            }
+            for path in ["/", "objects", "/objects", "object"] {
+                both.ask("qom-get", &json!({"path": path, "property": "type"}));
+            }
             let threshold = |value: Value| json!({"node-name": "nobody", "write-threshold": value});
             both.all(
                 "block-set-write-threshold",

@@ -3,15 +3,16 @@
 // Helpers of tests fail as tests do.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use diskfuse_e2e::{
-    Bed, Tool, await_listed, diskfuse, everywhere, listed, mounts, on_each, pattern, process,
-    wait_until,
+    Bed, Qmp, Tool, await_listed, diskfuse, everywhere, listed, mounts, on_each, once, pattern,
+    process, wait_until,
 };
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
 
 const SIZE: usize = 1 << 20;
 const SOON: Duration = Duration::from_secs(20);
@@ -202,6 +203,51 @@ fn daemonize_returns_when_all_is_up_and_the_pidfile_goes_with_the_daemon() {
         wait_until("the daemon has ended", SOON, || !process::is_alive(pid));
         assert!(!pidfile.exists(), "removed at exit");
         bed.nothing_mounted();
+    });
+}
+
+/// It goes to another folder when all is up.
+#[test]
+fn a_daemon_finds_again_what_is_named_by_a_relative_path_and_makes_nothing_for_everybody() {
+    once(|bed| {
+        let (base, top, pidfile) = (bed.path("base"), bed.path("top"), bed.path("pid"));
+        let create = Tool::new("qemu-img").args(["create", "-q", "-f", "qcow2"]);
+        create.arg(&base).arg("1M").run();
+        let chardev = format!(
+            "socket,id=c,path={},server=on,wait=off",
+            bed.path("qmp").display()
+        );
+        let tool = bed.tool([
+            "qsd",
+            "--daemonize",
+            "--chardev",
+            &chardev,
+            "--monitor",
+            "c",
+        ]);
+        let node = "qcow2,node-name=disk,file.driver=file,file.filename=base";
+        let tool = tool.args(["--blockdev", node, "--pidfile"]).arg(&pidfile);
+        tool.current_dir(bed.root()).run();
+        let pid = std::fs::read_to_string(&pidfile).unwrap();
+        let pid: u32 = pid.trim_end().parse().unwrap();
+        bed.adopt(pid);
+        let mut qmp = Qmp::connect(&bed.path("qmp"));
+        let snapshot =
+            json!({"node-name": "disk", "snapshot-node-name": "top", "snapshot-file": top});
+        qmp.run("blockdev-snapshot-sync", snapshot);
+        // It is only read from now on.
+        Tool::new("qemu-img").arg("check").arg(&base).run();
+        let info = Tool::new("qemu-img")
+            .args(["info", "-U", "--output=json"])
+            .arg(&top);
+        let info: Value = serde_json::from_str(&info.run().stdout).unwrap();
+        assert_eq!(info["backing-filename"], base.to_str().unwrap());
+        let mode = |path: &Path| path.metadata().unwrap().mode() & 0o777;
+        assert_eq!(mode(&pidfile), 0o600);
+        assert_eq!(mode(&bed.path("qmp")), 0o750);
+        assert_eq!(mode(&top), 0o640);
+        qmp.run("quit", json!({}));
+        wait_until("the daemon has ended", SOON, || !process::is_alive(pid));
     });
 }
 

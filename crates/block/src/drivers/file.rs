@@ -1,7 +1,7 @@
 //! `file` and `host_device`: an image that is byte for byte a file or a block device of the host. It must never open
 //! what another process holds for writing, nor write what it only holds for reading.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use diskfuse_ring::{Buf, SharedFd};
@@ -66,6 +66,7 @@ pub struct FileConfig {
 /// An image file or block device.
 pub struct FileNode {
     host: HostFile,
+    place: PathBuf,
     config: FileConfig,
     driver: &'static str,
     discard: Discard,
@@ -89,9 +90,11 @@ pub fn open_host_device(config: &FileConfig) -> Result<Arc<FileNode>> {
 }
 
 fn open(config: &FileConfig, kind: HostKind, driver: &'static str) -> Result<Arc<FileNode>> {
-    let host = open_host(config, kind, config.filename.clone())?;
+    // A daemon goes to another folder when it has opened what its command line names.
+    let place = std::path::absolute(&config.filename).unwrap_or_else(|_| config.filename.clone());
+    let host = open_host(config, kind, place.clone())?;
     let lock = ImageLock::new(host.fd().clone(), host.path().to_owned(), config.locking);
-    let node = with_lock(host, driver, config, Arc::new(lock), Arc::default());
+    let node = with_lock(host, place, driver, config, Arc::new(lock), Arc::default());
     node.set_permissions(Permissions::NONE, Permissions::ALL)?;
     Ok(Arc::new(node))
 }
@@ -99,6 +102,7 @@ fn open(config: &FileConfig, kind: HostKind, driver: &'static str) -> Result<Arc
 fn open_host(config: &FileConfig, kind: HostKind, path: PathBuf) -> Result<HostFile> {
     HostFile::open(&Options {
         path,
+        name: config.filename.display().to_string(),
         kind,
         aio: config.aio,
         direct: config.direct,
@@ -111,6 +115,7 @@ fn open_host(config: &FileConfig, kind: HostKind, path: PathBuf) -> Result<HostF
 
 fn with_lock(
     host: HostFile,
+    place: PathBuf,
     driver: &'static str,
     config: &FileConfig,
     lock: Arc<ImageLock>,
@@ -118,6 +123,7 @@ fn with_lock(
 ) -> FileNode {
     FileNode {
         host,
+        place,
         driver,
         discard: config.discard,
         detect_zeroes: config.detect_zeroes,
@@ -134,6 +140,11 @@ impl FileNode {
         &self.config
     }
 
+    /// Where it is, whatever folder the process has gone to since: an absolute path, if there was one when it was opened.
+    pub fn place(&self) -> &Path {
+        &self.place
+    }
+
     /// The same file opened anew with other options, of which the name is not looked at. It takes this node's place in the
     /// graph, and shares its image locks: others never see the file unlocked. Everything written before is to be
     /// flushed; afterwards this node is not used any more.
@@ -148,7 +159,7 @@ impl FileNode {
             opener: self.config.opener.clone(),
             ..config.clone()
         };
-        let mut host = open_host(&config, kind, config.filename.clone())?;
+        let mut host = open_host(&config, kind, self.place.clone())?;
         if !host.is_same_file(&self.host)? {
             let path = host.path();
             let message = format!("'{path}' is not the file any more that it was opened as");
@@ -159,6 +170,7 @@ impl FileNode {
         let threshold = Arc::clone(&self.threshold);
         Ok(Arc::new(with_lock(
             host,
+            self.place.clone(),
             self.driver,
             &config,
             lock,

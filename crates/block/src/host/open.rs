@@ -54,6 +54,8 @@ impl std::fmt::Debug for Opener {
 pub(crate) struct Options {
     /// Where it is.
     pub(crate) path: PathBuf,
+    /// What it is called in messages: the path as somebody has written it.
+    pub(crate) name: String,
     /// What it must be.
     pub(crate) kind: HostKind,
     /// Who moves its bytes.
@@ -73,8 +75,8 @@ pub(crate) struct Options {
 impl HostFile {
     /// Opens an image that exists. The message of an error names the file and says what to do.
     pub(crate) fn open(options: &Options) -> Result<Self> {
-        let path = options.path.display().to_string();
-        let refused = |errno: Errno| refused(&path, errno);
+        let path = options.name.clone();
+        let refused = |errno: Errno| refused(&path, &options.path, errno);
         if options.opener.is_none() {
             let stat = rustix::fs::stat(&options.path).map_err(refused)?;
             check_type(&path, options.kind, &stat)?;
@@ -217,7 +219,7 @@ fn check_type(path: &str, kind: HostKind, stat: &rustix::fs::Stat) -> Result<()>
     Err(Error::new(Kind::Invalid, message))
 }
 
-fn refused(path: &str, errno: Errno) -> Error {
+fn refused(name: &str, path: &Path, errno: Errno) -> Error {
     let reason = nix::errno::Errno::from_raw(errno.raw_os_error()).desc();
     let hint = match errno {
         Errno::MFILE => " (raise the limit of open files: ulimit -n)",
@@ -228,11 +230,11 @@ fn refused(path: &str, errno: Errno) -> Error {
     };
     Error::new(
         Kind::Os(errno.raw_os_error()),
-        format!("Could not open '{path}': {reason}{hint}"),
+        format!("Could not open '{name}': {reason}{hint}"),
     )
 }
 
-fn is_readable(path: &str) -> bool {
+fn is_readable(path: &Path) -> bool {
     rustix::fs::access(path, rustix::fs::Access::READ_OK).is_ok()
 }
 

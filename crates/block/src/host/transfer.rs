@@ -298,6 +298,7 @@ mod tests {
         std::fs::write(&path, [0; 8192]).unwrap();
         let file = HostFile::open(&Options {
             path,
+            name: "short.raw".to_owned(),
             kind: HostKind::Regular,
             aio: Aio::IoUring,
             direct: true,

@@ -26,6 +26,7 @@ use diskfuse_monitor::{
     ChardevBackend, Directive, EventLoop, FileOption, parse_command_line, read_file,
 };
 use diskfuse_ring::Choice;
+use rustix::fs::Mode;
 
 use crate::background::{self, Role};
 use crate::control::server::Server;
@@ -84,7 +85,11 @@ fn run(name: &str, arguments: Vec<OsString>) -> Result<ExitCode> {
     let readiness = match (settings.daemonize, background::role()?) {
         (false, _) => None,
         (true, Role::Launcher) => return background::launch(),
-        (true, Role::Daemon(readiness)) => Some(readiness),
+        (true, Role::Daemon(readiness)) => {
+            // As QEMU's: what a daemon makes is not for everybody.
+            rustix::process::umask(Mode::RWXO | Mode::WGRP);
+            Some(readiness)
+        }
     };
     trace::start_logging(settings.log.as_deref(), &directives)?;
     // In this order, so that on an error the exports end before the threads that serve them.

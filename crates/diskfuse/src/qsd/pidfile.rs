@@ -34,7 +34,7 @@ impl PidFile {
                 .write(true)
                 .create(true)
                 .truncate(false)
-                .mode(0o644)
+                .mode(0o600)
                 .open(&absolute);
             let file = file.map_err(|error| {
                 failed(format!("Could not create '{shown}': {}", Reason(&error)))

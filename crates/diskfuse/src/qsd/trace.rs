@@ -34,7 +34,8 @@ pub fn start_logging(filter: Option<&str>, directives: &[Directive]) -> Result<(
                 None => (name.as_str(), true),
             };
             let meant = trace::parts(pattern);
-            if meant.is_empty() {
+            // A pattern that nothing fits is no mistake.
+            if meant.is_empty() && !pattern.contains(['*', '?']) {
                 unknown.push(pattern.to_owned());
             }
             parts.retain(|part| !meant.contains(part));

@@ -12,9 +12,15 @@ use crate::qsd::objects::Objects;
 /// The place of all objects.
 const OBJECTS: &str = "/objects";
 
-/// The id that a path of an object names: `/objects/ID`, or the id alone.
+/// The id that a path of an object names: `/objects/ID`, or the end of that.
 fn id_of(path: &str) -> &str {
-    path.strip_prefix("/objects/").unwrap_or(path)
+    let below = |start| path.strip_prefix(start);
+    below("/objects/").or(below("objects/")).unwrap_or(path)
+}
+
+/// Whether a path names all objects, or what they are in.
+fn is_container(path: &str) -> bool {
+    ["/", OBJECTS, "objects"].contains(&path)
 }
 
 fn no_device(path: &str) -> Error {
@@ -30,7 +36,7 @@ pub fn list(objects: &Objects, what: &QomList) -> Result<Vec<ObjectPropertyInfo>
     let mut all = vec![property("type", "string".to_owned())];
     match what.path.as_str() {
         "/" => all.push(property("objects", "child<container>".to_owned())),
-        OBJECTS => {
+        OBJECTS | "objects" => {
             let objects = objects.list();
             let child = |(id, kind): &(String, &str)| property(id, format!("child<{kind}>"));
             all.extend(objects.iter().map(child));
@@ -51,6 +57,9 @@ pub fn list(objects: &Objects, what: &QomList) -> Result<Vec<ObjectPropertyInfo>
 pub fn get(objects: &Objects, what: &QomGet) -> Result<Value> {
     let id = id_of(&what.path);
     if what.property == "type" {
+        if is_container(&what.path) {
+            return Ok(Value::from("container"));
+        }
         let all = objects.list();
         let found = all.iter().find(|(there, _)| there == id);
         let (_, kind) = found.ok_or_else(|| no_device(&what.path))?;

@@ -2,10 +2,11 @@
 //! image that is in use, nor leave one behind that nobody has asked to keep.
 
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use diskfuse_block::downcast;
 use diskfuse_block::drivers::FileNode;
+use diskfuse_block::graph::ChildRole;
 use diskfuse_image::create::{Created, NewImage, create};
 use diskfuse_image::format::Format;
 use diskfuse_image::options::NewImageOptions;
@@ -206,13 +207,25 @@ fn path_of(nodes: &Nodes, name: &str) -> Result<String> {
     if Path::new(&path).is_absolute() {
         return Ok(path);
     }
-    // It was relative to the folder that the process was in.
-    let path = std::path::absolute(&path)
-        .ok()
-        .filter(|path| path.exists())
-        .ok_or_else(|| no_name("has no absolute path"))?;
-    let path = path.into_os_string().into_string();
-    path.map_err(|_| no_name("has no name in UTF-8"))
+    // It is relative to the folder that the process was in when it opened the file.
+    let place = place_of(nodes, name).filter(|place| place.is_absolute() && place.exists());
+    let place = place.ok_or_else(|| no_name("has no absolute path"))?;
+    let place = place.into_os_string().into_string();
+    place.map_err(|_| no_name("has no name in UTF-8"))
+}
+
+/// Where the file is that a node has its name from.
+fn place_of(nodes: &Nodes, name: &str) -> Option<PathBuf> {
+    let mut name = name.to_owned();
+    loop {
+        let node = nodes.graph.bare(&name).ok()?;
+        if let Some(file) = downcast::<FileNode>(&*node) {
+            return Some(file.place().to_owned());
+        }
+        let edges = nodes.graph.edges(&name).ok()?;
+        let is_below = |role: &ChildRole| matches!(role, ChildRole::File | ChildRole::Filtered);
+        name = edges.into_iter().find(|(role, _)| is_below(role))?.1;
+    }
 }
 
 /// The format of the image that the node shows. A filter shows that of the node below it.
