@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use diskfuse_e2e::{Qmp, Stage, once};
@@ -229,5 +230,41 @@ fn a_removal_is_answered_when_the_export_is_gone_or_when_that_takes_long() {
         let words = "still waiting for the disk";
         assert!(ended.output.stderr.contains(words), "{}", ended.output);
         bed.nothing_mounted();
+    });
+}
+
+/// The ways of a client that is in a hurry: it dismisses whatever it hears of, while others take the same id again.
+#[test]
+fn a_job_is_gone_once() {
+    once(|bed| {
+        let mut stage = Stage::start(bed);
+        for name in ["a", "b"] {
+            let null = json!({"driver": "null-co", "node-name": name, "size": 65536});
+            stage.run("blockdev-add", null);
+        }
+        let mut other = stage.second_client();
+        let (stop, begun) = (AtomicBool::new(false), Instant::now());
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(SeqCst) && begun.elapsed() < Duration::from_secs(60) {
+                    other.refused("job-dismiss", json!({"id": "j"}));
+                }
+            });
+            let backup = json!({"job-id": "j", "device": "a", "target": "b", "sync": "full"});
+            for _ in 0..300 {
+                stage.run("blockdev-backup", backup.clone());
+                stage.qmp.job_is("j", "created");
+                stage.qmp.job_is("j", "concluded");
+                let next = stage.qmp.event("JOB_STATUS_CHANGE");
+                assert_eq!(next["data"]["status"], "null");
+            }
+            stop.store(true, SeqCst);
+        });
+        let rest = stage.qmp.events.iter();
+        assert_eq!(rest.filter(|e| e["data"]["status"] == "null").count(), 0);
+        for name in ["a", "b"] {
+            stage.run("blockdev-del", json!({"node-name": name}));
+        }
+        stage.stop();
     });
 }

@@ -188,6 +188,7 @@ fn wrong_nodes_are_refused_in_the_same_words() {
                     json!({"node-name": "nobody", "size": 1}),
                     json!({"node-name": "nobody", "size": -1}),
                     json!({"node-name": "n", "size": -1}),
+                    json!({"node-name": "n", "size": 1u64 << 62}),
                     json!({"size": 1}),
                 ],
             );
@@ -228,7 +229,9 @@ fn images_that_cannot_be_made_fail_in_the_same_words() {
             both.create(&file);
             both.create(&with(&file, json!({"filename": "folder"})));
             both.create(&with(&file, json!({"filename": "nowhere/made"})));
-            both.create(&with(&file, json!({"size": 1u64 << 62})));
+            let large = with(&file, json!({"size": 1u64 << 62}));
+            both.create(&large);
+            both.create(&with(&large, json!({"preallocation": "falloc"})));
             both.create(&with(&file, json!({"size": -1})));
             both.create(&with(&file, json!({"preallocation": "metadata"})));
             for (name, file) in [("target", "a"), ("ro", "b"), ("data", "big")] {

@@ -61,6 +61,22 @@ impl Error {
         }
     }
 
+    /// Its text for clients that know QEMU's, which is the system's words for such an error and no more: these first, and
+    /// behind them what failed, as in `No space left on device (write 4096 bytes at 0 of 'vm.raw')`. What the host has not
+    /// refused stays as it is.
+    pub fn reason_first(&self) -> String {
+        if !matches!(self.kind, Kind::Os(_) | Kind::Injected(_) | Kind::Corrupt) {
+            return self.message.clone();
+        }
+        let reason = Reason(&io::Error::from_raw_os_error(self.errno())).to_string();
+        if self.message.starts_with(&reason) {
+            return self.message.clone();
+        }
+        let what = self.message.strip_suffix(&reason);
+        let what = what.and_then(|what| what.strip_suffix(": "));
+        format!("{reason} ({})", what.unwrap_or(&self.message))
+    }
+
     /// What kind of error it is.
     pub fn kind(&self) -> Kind {
         self.kind
@@ -83,3 +99,25 @@ impl Error {
 
 /// What disks answer.
 pub type Result<T> = std::result::Result<T, Error>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_systems_words_come_first_for_clients_that_look_for_them() {
+        let full = io::Error::from_raw_os_error(libc::ENOSPC);
+        let error = Error::os("write 512 bytes at 0 of 't'", full);
+        let expected = "No space left on device (write 512 bytes at 0 of 't')";
+        assert_eq!(error.reason_first(), expected);
+
+        let corrupt = Error::new(Kind::Corrupt, "'t' is broken at 4");
+        let expected = "Input/output error ('t' is broken at 4)";
+        assert_eq!(corrupt.reason_first(), expected);
+
+        let said = Error::new(Kind::Os(libc::ECANCELED), "Operation canceled");
+        assert_eq!(said.reason_first(), "Operation canceled");
+        let refused = Error::new(Kind::Invalid, "no such size");
+        assert_eq!(refused.reason_first(), "no such size");
+    }
+}

@@ -43,10 +43,7 @@ pub(crate) async fn drive(job: &Arc<Job>, driver: Box<dyn Driver>) {
     // What it held of its nodes is given back before anybody hears of the end.
     drop(driver);
     job.conclude(succeeded);
-    match job.auto_dismiss() {
-        true => job.go(Status::Null),
-        false => job.dismissed().await,
-    }
+    job.dismissed().await;
 }
 
 async fn work(job: &Arc<Job>, driver: &dyn Driver) -> bool {

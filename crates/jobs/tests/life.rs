@@ -414,3 +414,34 @@ fn what_does_not_begin_leaves_nothing_behind() {
         job.over().await.unwrap();
     });
 }
+
+#[test]
+fn a_job_that_nobody_needs_to_dismiss_is_gone_in_one_step() {
+    run(async {
+        let lab = Lab::new();
+        for _ in 0..500 {
+            let at_once = || async { Ok(()) };
+            let config = JobConfig::new("j");
+            let job = run_job(&lab.jobs, JobType::Create, config, at_once).unwrap();
+            let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+            let impatient = {
+                let (job, stop) = (Arc::clone(&job), Arc::clone(&stop));
+                std::thread::spawn(move || {
+                    while !stop.load(SeqCst) {
+                        job.dismiss().unwrap_err();
+                    }
+                })
+            };
+            job.over().await.unwrap();
+            stop.store(true, SeqCst);
+            assert_eq!(job.status(), Status::Null);
+            impatient.join().unwrap();
+        }
+        while !lab.jobs.list().is_empty() {
+            sleep(Duration::from_millis(1)).await;
+        }
+        let told = lab.told();
+        let count = |wanted: &str| told.iter().filter(|word| *word == wanted).count();
+        assert_eq!((count("created"), count("null")), (500, 500));
+    });
+}

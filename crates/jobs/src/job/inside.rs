@@ -20,9 +20,11 @@ impl Job {
 
     /// It was there and comes to nothing before it has run.
     pub(crate) fn gives_up(&self) {
-        for next in [Status::Aborting, Status::Concluded, Status::Null] {
-            self.go(next);
-        }
+        self.update(|state| {
+            for next in [Status::Aborting, Status::Concluded, Status::Null] {
+                state.go(next);
+            }
+        });
     }
 
     /// It was cancelled along with its transaction.
@@ -86,11 +88,13 @@ impl Job {
         });
     }
 
-    /// What it makes is as good as done.
+    /// What it makes is as good as done. What a guest has changed last is counted when it is copied: clients expect all to
+    /// be done at this moment.
     pub(crate) fn ready(&self, _while_running: &Pass<'_>) {
         self.update(|state| {
             if state.status == Status::Running {
                 state.go(Status::Ready);
+                state.total = state.done;
                 let data = self.data(state);
                 state.events.push(JobEvent::Ready(data));
             }
@@ -101,12 +105,17 @@ impl Job {
     pub(crate) fn fail(&self, error: &Error) {
         self.update(|state| {
             if !state.cancelled {
-                state.error.get_or_insert_with(|| error.to_string());
+                let text = || match self.kind.is_block_job() {
+                    true => error.reason_first(),
+                    // Whoever makes an image has put it into words.
+                    false => error.to_string(),
+                };
+                state.error.get_or_insert_with(text);
             }
         });
     }
 
-    /// All is over, and everything in order.
+    /// All is over, and everything in order. If nobody needs to dismiss it, nobody can: it is gone in the same step.
     pub(crate) fn conclude(&self, succeeded: bool) {
         self.update(|state| {
             // One that has failed by itself is cancelled by the others of its transaction, too.
@@ -125,6 +134,9 @@ impl Job {
                 });
             }
             state.go(Status::Concluded);
+            if self.auto_dismiss {
+                state.go(Status::Null);
+            }
         });
     }
 

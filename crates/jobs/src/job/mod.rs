@@ -205,10 +205,6 @@ impl Job {
         self.auto_finalize
     }
 
-    pub(crate) fn auto_dismiss(&self) -> bool {
-        self.auto_dismiss
-    }
-
     /// For `query-jobs`.
     pub fn info(&self) -> JobInfo {
         let state = self.state.lock();
@@ -341,7 +337,9 @@ impl Job {
     /// `job-complete`: what is ready is made the truth.
     pub fn complete(&self) -> Result<()> {
         self.command(Verb::Complete, |state| {
-            if self.completes.get() != Some(&true) {
+            // Whoever has let it go is not told that the copy takes the place of the disk.
+            let let_go = state.cancelled || state.ending == Some(Ending::Leave);
+            if let_go || self.completes.get() != Some(&true) {
                 let message = format!("The active block job '{}' cannot be completed", self.id);
                 return Err(invalid(message));
             }

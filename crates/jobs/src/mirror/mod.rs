@@ -186,6 +186,18 @@ struct Mirror {
     pivoted: AtomicBool,
 }
 
+/// One walk over what is dirty, by several at a time.
+#[derive(Default)]
+struct Sweep {
+    /// The guest stands still.
+    still: bool,
+    cursor: Cell<u64>,
+    /// It has failed.
+    stop: Cell<bool>,
+    /// Something met an error and is still dirty.
+    missed: Cell<bool>,
+}
+
 impl Mirror {
     /// Finds out what must be copied at all.
     async fn look_around(&self, job: &Arc<Job>) -> Result<()> {
@@ -277,30 +289,28 @@ impl Mirror {
         Ok(())
     }
 
-    /// Copies what is dirty, each place once. With `still`, the guest stands still and the gate is shut.
-    async fn sweep(&self, job: &Arc<Job>, still: bool) -> Result<()> {
-        let (cursor, stop) = (Cell::new(0), Cell::new(false));
-        let workers = (0..WORKERS).map(|_| -> LocalFuture<'_, Result<()>> {
-            Box::pin(self.work(job, still, &cursor, &stop))
-        });
-        crew(workers.collect()).await
+    /// Copies what is dirty, each place once. With `still`, the guest stands still and the gate is shut. True if all of it
+    /// could be copied.
+    async fn sweep(&self, job: &Arc<Job>, still: bool) -> Result<bool> {
+        let sweep = Sweep {
+            still,
+            ..Sweep::default()
+        };
+        let workers = (0..WORKERS)
+            .map(|_| -> LocalFuture<'_, Result<()>> { Box::pin(self.work(job, &sweep)) });
+        crew(workers.collect()).await?;
+        Ok(!sweep.missed.get())
     }
 
-    async fn work(
-        &self,
-        job: &Arc<Job>,
-        still: bool,
-        cursor: &Cell<u64>,
-        stop: &Cell<bool>,
-    ) -> Result<()> {
+    async fn work(&self, job: &Arc<Job>, sweep: &Sweep) -> Result<()> {
         let mut bounce = Bounce::default();
-        let dirty = &self.tracker.dirty;
-        while !stop.get() {
+        let (dirty, still) = (&self.tracker.dirty, sweep.still);
+        while !sweep.stop.get() {
             let piece = if still { PIECE } else { job.piece(PIECE) };
-            let Some(area) = dirty.next_dirty(cursor.get(), u64::MAX, piece) else {
+            let Some(area) = dirty.next_dirty(sweep.cursor.get(), u64::MAX, piece) else {
                 return Ok(());
             };
-            cursor.set(area.end);
+            sweep.cursor.set(area.end);
             let len = area.end - area.start;
             let _pass = match still {
                 true => job.force_pass(),
@@ -317,9 +327,10 @@ impl Mirror {
                     let action = self.decide(job, &failure);
                     // The guest, which stands still, cannot wait for another try.
                     if action == ErrorAction::Report || still {
-                        stop.set(true);
+                        sweep.stop.set(true);
                         return Err(failure.error);
                     }
+                    sweep.missed.set(true);
                     job.breathe().await;
                 }
             }
@@ -355,8 +366,12 @@ impl Mirror {
             self.tracker.check_size(&*self.source.node())?;
             self.count(job);
             let (begun, dirty) = (Instant::now(), self.tracker.dirty.dirty_bytes());
-            self.sweep(job, false).await?;
+            let all = self.sweep(job, false).await?;
             self.count(job);
+            // What met an error is tried again first: until it is copied, the copy is not as good as done.
+            if !all && !is_ready {
+                continue;
+            }
             let last = dirty_in(SHORT, dirty, begun.elapsed());
             let left = self.tracker.dirty.dirty_bytes();
             if left > last.max(LAST) && !is_ready {

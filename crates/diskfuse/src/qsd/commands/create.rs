@@ -1,7 +1,6 @@
 //! `blockdev-create`: images made by jobs. What is wrong with the options, or with the nodes that they name, is the job's error, as
 //! with QEMU, whose callers look there; so are the words.
 
-use std::io;
 use std::path::{Path, PathBuf};
 
 use diskfuse_block::graph::{Attachment, User};
@@ -14,7 +13,7 @@ use diskfuse_monitor::commands::{
 };
 use diskfuse_qcow2::create::CreateOptions as Qcow2Create;
 use diskfuse_qcow2::format::{Backing, Compression};
-use diskfuse_ring::Reason;
+use rustix::io::Errno;
 
 use super::Commands;
 use crate::error::{Error, Result};
@@ -40,22 +39,30 @@ fn create_file(host: &Commands, config: JobConfig, file: &CreateFile) -> Result<
             return Err(invalid("Unsupported preallocation mode: metadata"));
         }
         let made = create::raw_file(&path, size, preallocation).await;
-        made.map_err(|error| of_file(&path, &error))
+        made.map_err(|error| of_file(&path, preallocation, &error))
     };
     run_job(&host.jobs, JobType::Create, config, work)?;
     Ok(())
 }
 
 /// Why a file could not be made.
-fn of_file(path: &Path, error: &BlockError) -> BlockError {
+fn of_file(path: &Path, preallocation: Preallocation, error: &BlockError) -> BlockError {
     let text = error.to_string();
     let opening = format!("Could not open '{}': ", path.display());
+    let of_contents = ["resize ", "write ", "zero "]
+        .iter()
+        .any(|verb| text.starts_with(verb));
+    let failed = match preallocation {
+        Preallocation::Falloc => "Could not preallocate new data",
+        // The size alone was not too much.
+        Preallocation::Full if error.errno() == Errno::NOSPC.raw_os_error() => {
+            "Could not write zeros for preallocation"
+        }
+        _ => "Could not resize file",
+    };
     let text = match (text.strip_prefix(&opening), error.kind()) {
         (Some(why), _) => format!("Could not create '{}': {why}", path.display()),
-        (None, Kind::Os(errno)) if text.starts_with("resize ") => {
-            let why = io::Error::from_raw_os_error(errno);
-            format!("Could not resize file: {} ({text})", Reason(&why))
-        }
+        (None, Kind::Os(_)) if of_contents => format!("{failed}: {}", error.reason_first()),
         _ => text,
     };
     BlockError::new(error.kind(), text)

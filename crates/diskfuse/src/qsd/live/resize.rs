@@ -1,7 +1,7 @@
 //! Another size for a disk that is in use (`block_resize`).
 
 use diskfuse_block::graph::User;
-use diskfuse_block::{Permissions, Resize};
+use diskfuse_block::{Error, Kind, Permissions, Resize};
 
 use super::find;
 use crate::error::Result;
@@ -20,5 +20,17 @@ pub fn resize(nodes: &Nodes, name: &str, size: u64) -> Result<()> {
     let right = nodes.graph.attach(name, user)?;
     let _drained = nodes.drain(name)?;
     let node = right.node()?;
-    Ok(nodes.run(node.resize(size, Resize::Exactly, false))??)
+    let resized = nodes.run(node.resize(size, Resize::Exactly, false))?;
+    Ok(resized.map_err(in_words)?)
+}
+
+/// QEMU's words for what the host refuses of a file.
+fn in_words(error: Error) -> Error {
+    match error.kind() {
+        Kind::Os(_) => {
+            let text = format!("Could not resize file: {}", error.reason_first());
+            Error::new(error.kind(), text)
+        }
+        _ => error,
+    }
 }
