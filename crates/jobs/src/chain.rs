@@ -36,6 +36,26 @@ pub(crate) fn shows(graph: &Graph, above: &str, below: &str) -> Result<bool> {
     Ok(false)
 }
 
+/// The node where writes to the one come to what the other shows or keeps its data in, if there is such a node. Those that show
+/// different parts of one node share nothing.
+pub(crate) fn shared_storage(graph: &Graph, a: &str, b: &str) -> Result<Option<String>> {
+    let (by_a, by_b) = (graph.written_by(a)?, graph.written_by(b)?);
+    if by_a.iter().any(|name| name == b) {
+        return Ok(Some(b.to_owned()));
+    }
+    if by_b.iter().any(|name| name == a) {
+        return Ok(Some(a.to_owned()));
+    }
+    let size = graph.get(a)?.size();
+    for name in by_a.iter().filter(|name| by_b.contains(name)) {
+        let whole = graph.get(name)?.size() == size;
+        if whole && shows(graph, a, name)? && shows(graph, b, name)? {
+            return Ok(Some(name.clone()));
+        }
+    }
+    Ok(None)
+}
+
 /// The backing node of a node, or of what it filters.
 pub(crate) fn backing(graph: &Graph, name: &str) -> Result<Option<String>> {
     let image = below_filters(graph, name)?;

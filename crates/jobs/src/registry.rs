@@ -74,7 +74,7 @@ impl Jobs {
         live.find(on).map(|entry| entry.job.kind())
     }
 
-    /// Takes an id for a job that is about to work on these nodes.
+    /// Takes an id for a job that is about to work on these nodes, of which the first is what a backup copies.
     pub(crate) fn admit(
         &self,
         kind: JobType,
@@ -94,10 +94,13 @@ impl Jobs {
         }
         let live = entries.iter().filter(|e| !e.job.status().is_over());
         for other in live {
-            // Backups of one disk do not get in each other's way.
+            // Backups of one disk do not get in each other's way; what one writes no other reads or writes.
             let both = kind == JobType::Backup && other.job.kind() == JobType::Backup;
-            let shared = nodes.iter().find(|name| other.nodes.contains(name));
-            if let Some(node) = shared.filter(|_| !both) {
+            let of_one = |name: &String| {
+                both && nodes.first() == Some(name) && other.nodes.first() == Some(name)
+            };
+            let mut shared = nodes.iter().filter(|name| other.nodes.contains(name));
+            if let Some(node) = shared.find(|name| !of_one(name)) {
                 let by = other.job.kind();
                 let message =
                     format!("Node '{node}' is busy: block device is in use by block job: {by}");

@@ -2,11 +2,11 @@
 //! two pieces. A job that drains a node of its own must not hold a pass while it waits for that.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use diskfuse_block::graph::{Attachment, DrainHook, Drained, User};
-use diskfuse_block::{Graph, LetGo, LocalFuture, Node, Permissions, Result};
+use diskfuse_block::{Error, Graph, Kind, LetGo, LocalFuture, Node, Permissions, Result};
 use diskfuse_ring::sleep;
 use parking_lot::Mutex;
 
@@ -36,7 +36,7 @@ struct Hook {
     /// Drains that asked it to stop since it went on.
     asked: AtomicUsize,
     /// A node that is drained along with this one: its users write here as well, through the job's wrap.
-    along: Option<String>,
+    along: OnceLock<String>,
     drained: Mutex<Vec<Drained>>,
     /// While it is drained, none of the job's nodes holds requests back.
     let_go: Mutex<Vec<LetGo>>,
@@ -52,7 +52,7 @@ impl DrainHook for Hook {
         self.let_go.lock().extend(let_go);
         Box::pin(async {
             self.job.quiet().await;
-            let Some(name) = &self.along else {
+            let Some(name) = self.along.get() else {
                 return;
             };
             match self.graph.drain_along(name, self).await {
@@ -92,7 +92,7 @@ impl Seat {
             job: Arc::clone(job),
             node: Mutex::new(graph.get(name)?),
             asked: AtomicUsize::new(0),
-            along: along.map(str::to_owned),
+            along: OnceLock::new(),
             drained: Mutex::default(),
             let_go: Mutex::default(),
         });
@@ -105,6 +105,11 @@ impl Seat {
             follows: false,
         };
         let attachment = graph.attach(name, user)?;
+        if let Some(along) = along {
+            attachment.copies(along)?;
+            // Nobody else has set it.
+            let _ = hook.along.set(along.to_owned());
+        }
         job.takes_place(name);
         {
             // A switch that comes from now on waits for the lock, and one that came before shows in the graph.
@@ -150,13 +155,14 @@ impl Seat {
 
     /// Drains `lowest`, which is the node or one that is below it, and gets the right to do I/O all the same. Nobody else who
     /// drains any of the job's nodes can be between having drained and letting go then, and whoever comes waits. The job must
-    /// hold no pass.
+    /// hold no pass. [`Kind::Busy`] if another node of the job has been put on the lowest meanwhile.
     pub(crate) async fn hold_still<'j>(
         &self,
         job: &'j Job,
         lowest: &str,
     ) -> Result<(Pass<'j>, Drained)> {
         loop {
+            self.check_apart(job, lowest)?;
             let drained = self.graph.drain(lowest).await?;
             // From here on others wait for this pass.
             let pass = job.force_pass();
@@ -167,6 +173,20 @@ impl Seat {
             drop(drained);
             sleep(AGAIN).await;
         }
+    }
+
+    /// The drain would stop the job at more than one of its nodes, and the pass could never be got.
+    fn check_apart(&self, job: &Job, lowest: &str) -> Result<()> {
+        for place in job.places() {
+            if place != self.name && self.graph.stands_on(&place, lowest)? {
+                let message = format!(
+                    "Node '{place}' stands on node '{lowest}', so block job '{}' cannot end",
+                    job.id()
+                );
+                return Err(Error::new(Kind::Busy, message));
+            }
+        }
+        Ok(())
     }
 }
 

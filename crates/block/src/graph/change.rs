@@ -79,7 +79,8 @@ impl Graph {
     /// they can be closed ([`Node::close`]).
     ///
     /// [`Kind::NotFound`] for unknown names; [`Kind::Busy`] if what somebody does with a node conflicts with what others let
-    /// them after the change, or if somebody cannot be given another node; [`Kind::ReadOnly`] if somebody writes what cannot be
+    /// them after the change, if somebody cannot be given another node, or if what is
+    /// [copied](super::Attachment::copies) would come to be copied again; [`Kind::ReadOnly`] if somebody writes what cannot be
     /// written then; [`Kind::Invalid`] for a node above itself; [`Kind::Unsupported`] if a node cannot be put on another.
     pub fn change(&self, changes: &[Change]) -> Result<Vec<Arc<dyn Node>>> {
         // Dropped after all locks: it may hold the last of a user.
@@ -91,6 +92,7 @@ impl Graph {
             let swapped = next.apply(changes)?;
             next.sort()?;
             next.reindex();
+            next.check_copies()?;
             next.rebuild(&state, &swapped)?;
             let removed = next.take_orphans(&state);
             next.reindex();

@@ -3,6 +3,7 @@
 
 mod change;
 mod claims;
+mod copies;
 mod drain;
 mod names;
 mod place;
@@ -237,6 +238,13 @@ impl Attachment {
     pub fn show_only_to(&self, readers: &[String]) -> Result<()> {
         let readers = readers.into();
         self.graph.0.lock().show_only_to(self.id, readers)
+    }
+
+    /// From now on, for as long as this lives, what is written to `source` is written to the user's node as well, and whoever
+    /// drains the node drains `source` along with it. [`Kind::Busy`] if a write, or a drain, could then go around in a circle; then
+    /// all is as it was. Later [changes](Graph::change) that would close a circle are refused.
+    pub fn copies(&self, source: &str) -> Result<()> {
+        self.graph.0.lock().copies(self.id, source.into())
     }
 
     /// For a user that waits for the end of what it has in flight: see [`Graph::let_go`].

@@ -21,6 +21,8 @@ pub(super) struct UserEntry {
     pub(super) shared: Permissions,
     /// Nodes that may see the node beside it; `None` if everybody may.
     pub(super) readers: Option<Arc<[String]>>,
+    /// The node whose copy it keeps here.
+    pub(super) copies: Option<Arc<str>>,
     pub(super) brake: Arc<Brake>,
     pub(super) follows: bool,
 }
@@ -396,6 +398,7 @@ impl State {
             perm: user.perm,
             shared: user.shared,
             readers: None,
+            copies: None,
             brake: Brake::new(user.drain),
             follows: user.follows,
         });
@@ -430,7 +433,11 @@ impl State {
         self.change_user(id, |user| user.readers = Some(readers))
     }
 
-    fn change_user(&mut self, id: u64, change: impl FnOnce(&mut UserEntry)) -> Result<()> {
+    pub(super) fn change_user(
+        &mut self,
+        id: u64,
+        change: impl FnOnce(&mut UserEntry),
+    ) -> Result<()> {
         let Some((index, position)) = self.user(id) else {
             return Ok(());
         };
@@ -465,8 +472,11 @@ impl State {
             nodes.push(entry.name.to_string());
             brakes.extend(entry.users.iter().map(|u| Arc::clone(&u.brake)));
         }
-        let (left_out, brakes): (Vec<_>, Vec<_>) =
-            brakes.into_iter().partition(|brake| is_left_out(brake));
+        brakes.retain(|brake| !is_left_out(brake));
+        // Also one that is put above the node later.
+        let users = self.entries.iter().flat_map(|entry| &entry.users);
+        let left_out = users.filter(|user| is_left_out(&user.brake));
+        let left_out = left_out.map(|user| Arc::clone(&user.brake)).collect();
         self.next_drain += 1;
         let drain = Drain {
             id: self.next_drain,

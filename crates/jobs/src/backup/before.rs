@@ -112,7 +112,11 @@ impl Before {
     pub(super) async fn skip(&self, range: Range<u64>) {
         let _turn = self.turns.turn(range.start, range.end - range.start).await;
         while let Some(area) = self.left.next_dirty(range.start, range.end, u64::MAX) {
-            self.forget(area);
+            let len = area.end - area.start;
+            self.left.clear(area.start, len);
+            // It was never part of the work, as with QEMU.
+            self.job
+                .progress(|_, total| *total = total.saturating_sub(len));
         }
     }
 

@@ -15,6 +15,7 @@ use diskfuse_block::{
 };
 use parking_lot::Mutex;
 
+use crate::chain;
 use crate::copy::{Bounce, Copied, Failure, PIECE, WORKERS, is_zero};
 use crate::drive::{Driver, crew};
 use crate::event::{ErrorAction, Operation};
@@ -126,6 +127,11 @@ pub fn backup(jobs: &Jobs, graph: &Graph, config: BackupConfig) -> Result<Start>
     }
     check_sizes(&*graph.get(&config.source)?, &*graph.get(&config.target)?)?;
     let (source, target) = (&config.source, &config.target);
+    if let Some(node) = chain::shared_storage(graph, source, target)? {
+        return Err(invalid(&format!(
+            "Source and target cannot be the same: writes to '{source}' and to '{target}' both come to node '{node}'"
+        )));
+    }
     let nodes = vec![source.clone(), target.clone()];
     let admission = jobs.admit(JobType::Backup, config.job.clone(), nodes)?;
     let job = Arc::clone(&admission.job);
@@ -263,6 +269,34 @@ impl Backup {
         Ok(())
     }
 
+    /// What the topmost image does not hold is left out at once, so that how much there is to do is known early. What cannot be
+    /// looked at is met once more when it is copied.
+    async fn look_at_source(&self, job: &Arc<Job>) {
+        if self.sync != BackupSync::Top || self.fleece.is_some() {
+            return;
+        }
+        let (size, cluster) = (self.before.left.size(), self.before.left.granularity());
+        let mut at = 0;
+        while at < size && !self.before.is_over() {
+            let Some(_pass) = job.pass(0).await else {
+                return;
+            };
+            let Ok(status) = self.source.node().allocation(at, size - at).await else {
+                return;
+            };
+            let end = at + status.len;
+            let whole = match end >= size {
+                true => size,
+                false => end / cluster * cluster,
+            };
+            let start = at.next_multiple_of(cluster);
+            if !status.allocated && start < whole {
+                self.before.skip(start..whole).await;
+            }
+            at = end;
+        }
+    }
+
     /// One of those who copy what is left, in order.
     async fn work(&self, job: &Arc<Job>, cursor: &Cell<u64>, stop: &Cell<bool>) -> Result<()> {
         let mut bounce = Bounce::default();
@@ -367,6 +401,7 @@ impl Backup {
 
     async fn run_now(&self, job: &Arc<Job>) -> Result<()> {
         self.look_at_target(job).await?;
+        self.look_at_source(job).await;
         match self.sync {
             BackupSync::None => {
                 let over = || (job.is_cancelled() || self.before.is_over()).then_some(());

@@ -67,6 +67,23 @@ impl MirrorConfig {
     }
 }
 
+/// Refuses a target that cannot take the place of the source, as it stands on it, and one whose writes come to the source or the
+/// other way round: what is copied would overwrite what a guest has written since. The words are those of QEMU, which
+/// wants a source that nothing stands on.
+pub(super) fn check_apart(graph: &Graph, config: &MirrorConfig) -> Result<()> {
+    let (source, target) = (&config.source, &config.target);
+    let message = if source == target {
+        "Can't mirror node into itself"
+    } else if graph.stands_on(target, source)? {
+        "Need a root block node"
+    } else if chain::shared_storage(graph, source, target)?.is_some() {
+        "Can't mirror node into itself"
+    } else {
+        return Ok(());
+    };
+    Err(Error::new(Kind::Invalid, message))
+}
+
 /// Refuses to replace a node that does not show the very disk that is copied: those above it would see another one at once.
 /// The words are those of QEMU, which wants the source or a node that it shows through filters; a filter above the source
 /// is as good.
@@ -84,6 +101,13 @@ pub(super) fn check_replaces(graph: &Graph, config: &MirrorConfig) -> Result<()>
     if !chain::shows(graph, source, replaces)? && !chain::shows(graph, replaces, source)? {
         let message = format!(
             "Cannot replace '{replaces}' by a node mirrored from '{source}', because it cannot be guaranteed that doing so would not lead to an abrupt change of visible data"
+        );
+        return Err(Error::new(Kind::Invalid, message));
+    }
+    if graph.stands_on(&config.target, replaces)? {
+        let message = format!(
+            "Cannot replace '{replaces}' by node '{}', which stands on it",
+            config.target
         );
         return Err(Error::new(Kind::Invalid, message));
     }

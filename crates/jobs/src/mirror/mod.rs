@@ -24,7 +24,7 @@ use crate::registry::{Jobs, Start, Undo};
 use crate::seat::{Rights, Seat};
 use crate::status::JobType;
 pub use config::{CopyMode, MirrorConfig, MirrorSync};
-use config::{check_replaces, lowest};
+use config::{check_apart, check_replaces, lowest};
 use tracker::{AroundSource, Tracker};
 
 /// What may be dirty when the guest is stopped for the last time: as many bytes as any disk writes in some tens of milliseconds,
@@ -45,10 +45,7 @@ const GATHER: Duration = Duration::from_millis(50);
 /// In the words of `blockdev-mirror`: if the id or a node is in use, the nodes are the same or of different sizes, or the node
 /// to replace does not show what the source does.
 pub fn mirror(jobs: &Jobs, graph: &Graph, config: MirrorConfig) -> Result<Start> {
-    if config.source == config.target {
-        let message = "Can't mirror node into itself";
-        return Err(Error::new(Kind::Invalid, message));
-    }
+    check_apart(graph, &config)?;
     check_sizes(&*graph.get(&config.source)?, &*graph.get(&config.target)?)?;
     check_replaces(graph, &config)?;
     let scope = match config.sync {

@@ -215,7 +215,7 @@ pub const NOTES: &[(&str, &str)] = &[
     ),
     (
         "blockdev-mirror",
-        "also of a node that others stand on, which QEMU calls no root; a target of another size is refused at once, not by the job",
+        "also of a node that others stand on, which QEMU calls no root, if the target is none of them; a target of another size is refused at once, not by the job",
     ),
     (
         "block-commit",
