@@ -401,3 +401,24 @@ fn an_idle_daemon_uses_no_processor() {
         daemon.stop();
     });
 }
+
+#[test]
+fn a_daemon_that_only_has_its_images_to_close_is_nobody_that_does_not_answer() {
+    everywhere(|bed| {
+        let mountpoint = bed.mountpoint("m");
+        let path = mountpoint.display();
+        let export = format!("fuse,id=e,node-name=n,mountpoint={path},writable=on");
+        // Each flush takes this long: one for the export, one for the node.
+        let node = "null-co,node-name=n,size=1M,latency-ns=3000000000";
+        let mut daemon = bed.qsd(&["--blockdev", node, "--export", &export], &[&mountpoint]);
+        daemon.signal(Signal::TERM);
+        wait_until("it is unmounted", SOON, || {
+            mounts::at(&mountpoint).is_none()
+        });
+        let output = bed.tool(["umount"]).arg(&mountpoint).output();
+        output.refused(1, &["is neither shown nor a mountpoint of ours"]);
+        assert!(!output.stderr.contains("answer"), "{output}");
+        let ended = daemon.ends();
+        assert!(ended.status().success());
+    });
+}

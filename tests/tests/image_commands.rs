@@ -4,7 +4,7 @@
 // Helpers of tests fail as tests do.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use diskfuse_e2e::{Bed, LoopDevice, Output, Tool, everywhere, once, pattern};
@@ -303,8 +303,9 @@ fn an_image_goes_from_any_format_to_any_compressed_or_not() {
             same_disk(bed, name, "flat.raw");
             sound(bed, name);
         }
-        let kept = |name: &str| std::fs::metadata(bed.path(name)).unwrap().len();
-        assert!(kept("deflate.qcow2") <= kept("plain.qcow2"));
+        // Space, not length: who writes at the same time may leave holes between their clusters.
+        let kept = |name: &str| std::fs::metadata(bed.path(name)).unwrap().blocks() * 512;
+        assert!(kept("deflate.qcow2") <= kept("plain.qcow2") + 65536);
         let busy = bed.mount(&bed.path("top.qcow2"), &["-w"]);
         refused(bed, &["convert", "top.qcow2", "no.raw"], &["lock"]);
         busy.stop();

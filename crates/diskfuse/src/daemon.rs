@@ -327,11 +327,34 @@ impl Daemon {
         attendant.hang_up();
         while self.events.try_recv().is_ok() {}
         if !std::mem::replace(&mut self.closed, true)
-            && let Err(error) = close_nodes(&self.graph)
+            && let Err(error) = self.close()
         {
             self.fail(error);
         }
         self.failed.take().map_or(Ok(()), Err)
+    }
+
+    /// Closes the nodes, which takes as long as their disks take. Whoever asks something meanwhile learns that this is the end.
+    fn close(&self) -> Result<()> {
+        let (graph, over) = (&self.graph, Over(self.sender.clone()));
+        std::thread::scope(|scope| {
+            let work = move || {
+                let _over = over;
+                close_nodes(graph)
+            };
+            let thread = std::thread::Builder::new().name("close".to_owned());
+            match thread.spawn_scoped(scope, work) {
+                Ok(closing) => {
+                    while !matches!(self.events.recv(), Ok(Event::Over) | Err(_)) {}
+                    let lost = |_| Err(Error::refused("Could not close all images"));
+                    closing.join().unwrap_or_else(lost)
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "no thread to close the images in; doing it here");
+                    close_nodes(graph)
+                }
+            }
+        })
     }
 
     /// Waits for the next event; does meanwhile what is due from time to time, next at `beat`. Commands that wait

@@ -117,9 +117,9 @@ fn ask(socket: &Path, patience: Duration) -> io::Result<Option<(Instant, Vec<Exp
     let deadline = Instant::now() + patience;
     loop {
         match ask_once(socket, deadline)? {
-            // What it shows is gone in a moment, and so is it.
+            // So is it in a moment; nothing is mounted any more.
             Some(Said::Ending) if Instant::now() + AGAIN < deadline => std::thread::sleep(AGAIN),
-            Some(Said::Ending) => return Err(io::Error::other("the daemon is ending")),
+            Some(Said::Ending) => return Ok(Some((Instant::now(), Vec::new()))),
             Some(Said::Exports(exports)) => return Ok(Some((Instant::now(), exports))),
             None => return Ok(None),
         }
