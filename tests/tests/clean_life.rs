@@ -290,7 +290,8 @@ fn a_signal_at_any_moment_of_the_start_leaves_nothing() {
             let mut daemon = tool.arg(&image).arg(bed.path("m")).start();
             std::thread::sleep(delay);
             daemon.signal(Signal::TERM);
-            daemon.finish(SOON);
+            // The kernel's part of an unmount has been seen to take many seconds on a busy machine.
+            daemon.finish(2 * SOON);
             bed.nothing_mounted();
             assert!(!bed.path("m").exists(), "after {delay:?}");
         }

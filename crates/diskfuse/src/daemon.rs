@@ -331,6 +331,8 @@ impl Daemon {
         {
             self.fail(error);
         }
+        // Nobody is to wait for an answer that nobody gives any more.
+        self.events = channel().1;
         self.failed.take().map_or(Ok(()), Err)
     }
 
