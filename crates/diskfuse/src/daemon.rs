@@ -1,8 +1,8 @@
 //! The running process: its exports, and what happens to them. The main thread has no event loop; it waits for one
 //! thing after the other on one channel: a signal, an export that ended, a request over the control socket, a command of a
 //! monitor. Exports are stopped by threads made for that, and jobs end beside them, so that one stuck disk keeps nothing else from
-//! being unmounted, listed or ended. What it does wait for are commands of monitors: for the requests of a drain with a
-//! time limit, for the metadata that a command reads or writes without one.
+//! being unmounted, listed or ended; another thread closes the images at last. What it does wait for are commands of monitors:
+//! for the requests of a drain with a time limit, for the metadata that a command reads or writes without one.
 
 mod attendant;
 mod entry;
